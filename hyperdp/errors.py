@@ -1,0 +1,38 @@
+"""Every error a user can meet, built in one place: expected, found, what to do."""
+
+from __future__ import annotations
+
+
+class HyperdpError(Exception):
+    """Base of all errors that are the caller's to mend; `exit_code` is what the CLI returns.
+
+    The text never holds a private value: no record, no un-noised sum, no exact count.
+    """
+
+    exit_code = 2
+
+    def __init__(self, *, expected: str, found: str, todo: str) -> None:
+        self.expected, self.found, self.todo = expected, found, todo
+        super().__init__(f"expected {expected}; found {found}. {todo}")
+
+
+class UsageError(HyperdpError):
+    """Bad arguments (exit code 2)."""
+
+
+class DataError(HyperdpError):
+    """The data cannot be read as asked (exit code 2)."""
+
+
+class BundleError(HyperdpError):
+    """A bundle is unknown, damaged or not the one a release was made with (exit code 2)."""
+
+
+class VerificationError(HyperdpError):
+    """A claim of a certificate, release or ledger does not hold (exit code 2)."""
+
+
+class BudgetRefusedError(HyperdpError):
+    """The ledger refuses to spend this budget (exit code 3)."""
+
+    exit_code = 3
