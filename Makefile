@@ -1,0 +1,69 @@
+# Everything a newcomer needs: `make demo` and `make test`. The rest is for those who work on it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install fonts demo test lint format dist clean
+
+PYTHON ?= python3
+OUT ?= out/demo
+# torch comes first and pinned, so that nothing below it can pull in another build of it.
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
+
+# As many threads as this process may use, not as many as the machine has.
+export OMP_NUM_THREADS ?= $(shell nproc)
+export MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
+export TOKENIZERS_PARALLELISM ?= false
+# Nothing here is fetched at run time.
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv with hyperdp and all it needs in it
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: expected Python 3.11 or later with venv; found $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+fonts: ## install the open fonts that pretraining renders (Debian, Ubuntu); demo and test do without
+	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	$$sudo apt-get update -qq; \
+	DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends \
+	  fonts-noto-core fonts-noto-extra fonts-aenigma
+
+demo: install ## the whole story on real handwriting; ends with OUT/report.html
+	$(BIN)/hyperdp demo --out $(OUT)
+
+test: install ## the tests, with coverage of hyperdp/ and private/
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: install ## style, types and the rooms' import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict -p hyperdp
+	$(BIN)/lint-imports
+
+format: install ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+dist: install ## wheel and sdist under dist/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	$(BIN)/python -m build --outdir dist .
+
+clean: ## remove what the other targets made, .venv too
+	rm -rf $(VENV) out build dist ./*.egg-info .coverage htmlcov
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""`python -m hyperdp` is the command `hyperdp`."""
+
+from hyperdp.cli import main
+
+main()

@@ -1,0 +1,113 @@
+"""The table of commands, and how a run of one ends."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from typer.main import get_command
+
+from hyperdp import __version__
+from hyperdp.cli._lazy import LazyCommand, LazyGroup
+from hyperdp.errors import HyperdpError
+
+EXIT_FAULT = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+COMMANDS: dict[str, LazyCommand] = {}
+
+
+class _Commands(LazyGroup):
+    table = COMMANDS
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="hyperdp",
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 a fault of ours, 2 bad arguments or data, 3 budget refused.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and leave.", is_eager=True)
+    ] = False,
+) -> None:
+    """Adapt a generative model to a private dataset with one differentially private measurement.
+
+    Start with [bold]hyperdp demo[/bold], then [bold]hyperdp private --help[/bold].
+    """
+    if version:
+        typer.echo(f"hyperdp {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        args: the words after `hyperdp`; by default those the process was started with.
+
+    Returns:
+        The exit code: 0 done, 1 a fault of ours, 2 bad arguments or data, 3 budget refused,
+        130 interrupted.
+    """
+    try:
+        # In this mode typer hands over its own errors, and an exit's code as the value.
+        ended = get_command(app).main(args=args, prog_name="hyperdp", standalone_mode=False)
+    except HyperdpError as error:
+        return _complain(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _complain(_usage(error), EXIT_USAGE)
+    except typer.Abort:
+        ended = EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last place where a fault can be told, not hidden
+        return _own_up(error)
+    if ended == EXIT_INTERRUPTED:
+        return _complain("interrupted.", EXIT_INTERRUPTED)
+    return ended if isinstance(ended, int) else 0
+
+
+def _usage(error: typer.TyperException) -> str:
+    """Say where help on a wrong command line is."""
+    context = getattr(error, "ctx", None)
+    where = "hyperdp" if context is None else context.command_path
+    return f"{error.format_message()}\nTry '{where} --help'."
+
+
+def _own_up(error: Exception) -> int:
+    """Report a fault of ours by its type and place alone: its text may hold a private value."""
+    if os.environ.get("HYPERDP_DEBUG") == "1":
+        traceback.print_exception(error)
+    places = [
+        f"{frame.f_globals['__name__']}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").startswith("hyperdp.")
+    ]
+    return _complain(
+        f"this is a fault of ours: {type(error).__name__} at {places[-1]}.\n"
+        "HYPERDP_DEBUG=1 shows where it came from; that text may hold private values, so look "
+        "through it before you pass it on.",
+        EXIT_FAULT,
+    )
+
+
+def _complain(message: str, code: int) -> int:
+    """Print to stderr, in red where that is a terminal, and hand back the exit code."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("error:", style="bold red", end=" ")
+    console.print(message, markup=False)
+    return code
