@@ -1,0 +1,147 @@
+"""Base-model families behind one small interface: loss, sampling, LoRA sites.
+
+A family wraps stock `diffusers` classes and adds no weights of its own, so that a base saved here
+loads with `diffusers` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from torch import Tensor, nn
+
+Progress = Callable[[int, int], None]
+
+
+class Family(Protocol):
+    """What the rest of hyperdp needs to know of a base model."""
+
+    name: str
+    model: nn.Module
+    image_shape: tuple[int, int, int]
+
+    def loss(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Per-record training loss, float32 [B]."""
+
+    def sample(self, count: int, *, seed: int, steps: int, batch_size: int, progress: Progress | None) -> Tensor:
+        """Images float32 [count, C, H, W] in [-1, 1]."""
+
+    def sites(self) -> list[str]:
+        """Names of the modules that take LoRA weights, in the order of the model."""
+
+    def save(self, folder: Path) -> None:
+        """Writes model and scheduler with `save_pretrained`."""
+
+
+class UNetFlow:
+    """An unconditional `UNet2DModel` trained by flow matching (Lipman et al. 2023, arXiv 2210.02747).
+
+    x_s = (1 - s) x_0 + s ε, the model predicts v = ε - x_0 at timestep 1000 s; s is logit-normal in
+    training (Esser et al. 2024, arXiv 2403.03206). Sampling is `FlowMatchEulerDiscreteScheduler`.
+    """
+
+    name = "unet-flow"
+
+    def __init__(self, model: UNet2DModel, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
+        self.model: nn.Module = model
+        self.scheduler = scheduler
+        config: Any = model.config
+        self.image_shape = (int(config.in_channels), int(config.sample_size), int(config.sample_size))
+        # The flash kernel's backward pass on CPU costs more than the attention it saves at 7×7.
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.set_processor(AttnProcessor())
+
+    @classmethod
+    def create(cls, **unet_config: Any) -> UNetFlow:
+        """A freshly initialised base; `unet_config` goes to `UNet2DModel`."""
+        return cls(UNet2DModel(**unet_config), FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000))
+
+    @classmethod
+    def load(cls, folder: Path) -> UNetFlow:
+        """Loads `folder/unet` and `folder/scheduler`, weights as float32."""
+        model = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, use_safetensors=True)
+        return cls(model.eval(), FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"))
+
+    def save(self, folder: Path) -> None:
+        """Writes `folder/unet` and `folder/scheduler`."""
+        model: Any = self.model
+        model.save_pretrained(folder / "unet", safe_serialization=True)
+        self.scheduler.save_pretrained(folder / "scheduler")
+
+    def loss(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Flow-matching loss of each record.
+
+        Args:
+            images: float32 [B, C, H, W] in [-1, 1].
+            rng: CPU generator of times and noise.
+
+        Returns:
+            float32 [B], mean squared error over pixels.
+        """
+        batch = len(images)
+        s = torch.sigmoid(torch.randn(batch, generator=rng)).to(images.device)  # [B]
+        noise = torch.randn(images.shape, generator=rng).to(images.device)
+        return self.loss_at(images, s, noise)
+
+    def loss_at(self, images: Tensor, s: Tensor, noise: Tensor) -> Tensor:
+        """The same loss at given times `s` [B] in (0, 1) and noise [B, C, H, W]."""
+        w = s[:, None, None, None]
+        noisy = (1 - w) * images + w * noise
+        velocity = self.model(noisy, s * 1000).sample.float()  # [B, C, H, W]
+        return (velocity - (noise - images)).square().mean((1, 2, 3))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        *,
+        seed: int,
+        steps: int = 24,
+        batch_size: int = 100,
+        model: nn.Module | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Draws images with the stock scheduler.
+
+        Args:
+            count: number of images.
+            seed: of the starting noise, drawn on the CPU; public, it protects nothing.
+            steps: Euler steps.
+            batch_size: images at once; part of the result's identity bit for bit.
+            model: the base with an adapter in it; the base itself when None.
+            progress: called with (images done, count).
+
+        Returns:
+            float32 [count, C, H, W] in [-1, 1].
+        """
+        network = self.model if model is None else model
+        rng = torch.Generator().manual_seed(seed)
+        device = next(network.parameters()).device
+        batches = []
+        for start in range(0, count, batch_size):
+            x = torch.randn((min(batch_size, count - start), *self.image_shape), generator=rng).to(device)
+            self.scheduler.set_timesteps(steps)
+            for t in self.scheduler.timesteps:
+                x = self.scheduler.step(network(x, t).sample, t, x, return_dict=False)[0]
+            batches.append(x.clamp(-1, 1).cpu())
+            if progress is not None:
+                progress(min(start + batch_size, count), count)
+        return torch.cat(batches)
+
+    def sites(self) -> list[str]:
+        """3×3 and shortcut convolutions and time projections of the residual blocks, attention projections."""
+        names = []
+        for name, module in self.model.named_modules():
+            inside = ".resnets." in name or ".attentions." in name
+            if inside and isinstance(module, nn.Conv2d | nn.Linear):
+                names.append(name)
+        return names
+
+
+FAMILIES: dict[str, type[UNetFlow]] = {UNetFlow.name: UNetFlow}
