@@ -1,1 +1,1 @@
-"""The one room that may read private data; everything it reads is paid for in the ledger."""
+"""The private stage: the only room that reads private data, and only through the ledger."""

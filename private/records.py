@@ -1,26 +1,25 @@
-"""One record of a private dataset, as every reader yields it."""
+"""What a reader hands to the private stage: one record at a time, and nothing about the whole."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Record:
-    """A record: private, so it is only ever an argument and never shown.
+    """One private record.
+
+    Its representation shows no value, so that a record in an exception or a log reveals nothing.
 
     Attributes:
-        image: float32 [C, H, W] in [-1, 1], at the bundle's shape.
-        label: the record's class, or None where labels were not asked for.
-        unit: the user the record belongs to, or None where every record is its own unit.
+        image: float32 [C, H, W] in [-1, 1], already of the bundle's image shape.
+        label: the record's class as text, or None where the data has no labels.
+        unit: the user whom the record belongs to, or None where every record is its own unit.
     """
 
-    image: npt.NDArray[np.float32]
-    label: str | None = None
-    unit: str | None = None
-
-    def __repr__(self) -> str:
-        return "Record(private)"
+    image: NDArray[np.float32] = field(repr=False)
+    label: str | None = field(default=None, repr=False)
+    unit: str | None = field(default=None, repr=False)
