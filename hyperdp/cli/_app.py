@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typer.main import get_command
 
 from hyperdp import __version__
 from hyperdp.cli._lazy import LazyCommand, LazyGroup
-from hyperdp.errors import HyperdpError
+from hyperdp.errors import HyperdpError, UsageError
 
 EXIT_FAULT = 1
 EXIT_USAGE = 2
@@ -74,6 +75,8 @@ def run(args: Sequence[str] | None = None) -> int:
         return _complain(_usage(error), EXIT_USAGE)
     except typer.Abort:
         ended = EXIT_INTERRUPTED
+    except OSError as error:
+        return _complain(_refused(error), EXIT_USAGE) if _theirs(error) else _own_up(error)
     except Exception as error:  # noqa: BLE001 - the last place where a fault can be told, not hidden
         return _own_up(error)
     if ended == EXIT_INTERRUPTED:
@@ -86,6 +89,30 @@ def _usage(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     where = "hyperdp" if context is None else context.command_path
     return f"{error.format_message()}\nTry '{where} --help'."
+
+
+def _theirs(error: OSError) -> bool:
+    """Whether the operating system refused what the caller asked for: a place, not a fault."""
+    return error.filename is not None and error.errno in {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+    }
+
+
+def _refused(error: OSError) -> str:
+    return str(
+        UsageError(
+            expected=f"'{error.filename}' to be a place that can be read or written",
+            found=error.strerror or "a refusal",
+            todo="Change its permissions, make room, or name another place.",
+        )
+    )
 
 
 def _own_up(error: Exception) -> int:

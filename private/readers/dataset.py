@@ -1,0 +1,231 @@
+"""Open what people have, and read it record by record.
+
+**What an error tells.** A record that cannot be read stops the run before any noise is drawn, so
+nothing is released; the error goes to the operator, who may see the data anyway, and names the
+record. A scheduler that keeps the exit status or the log then keeps one bit about one record: treat
+these as private, or pass `skip_unreadable`. With it, a record that cannot be read contributes
+nothing, exactly as if it were not there. Whether it can be read depends on that record alone, so
+the sensitivity under add-remove stands; how many were left out is nowhere told. Under replace-one,
+where n is public, leaving out would show in n: mend the data instead.
+
+Whether there is any row at all is looked at first, from the listing: a path with nothing in it is a
+usage error, which tells an empty dataset from a dataset of one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hyperdp.errors import DataError, UsageError
+from hyperdp.private.readers.arrays import NpzRows
+from hyperdp.private.readers.folder import FolderRows
+from hyperdp.private.readers.images import Shape, to_pixels
+from hyperdp.private.readers.rows import Columns, Row, RowSource
+from hyperdp.private.readers.tables import (
+    Table,
+    TableRows,
+    delimited,
+    huggingface,
+    json_lines,
+    parquet,
+)
+from hyperdp.private.records import Record
+
+FORMATS = "a folder of images, .npz, .parquet, .csv, .tsv, .jsonl or a Hugging Face dataset on disk"
+_TABLES = {
+    ".parquet": parquet,
+    ".csv": delimited,
+    ".tsv": delimited,
+    ".jsonl": json_lines,
+    ".ndjson": json_lines,
+}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Dataset:
+    """A private dataset, opened; see `open_dataset`.
+
+    Attributes:
+        path: where it is, resolved.
+        image_shape: (C, H, W) that every record is brought to.
+        columns: what was asked for.
+        classes: the legal labels, public, or None for any.
+        skip_unreadable: leave out records that cannot be read instead of stopping.
+    """
+
+    path: Path
+    image_shape: Shape
+    columns: Columns
+    classes: tuple[str, ...] | None
+    skip_unreadable: bool
+    _source: RowSource = field(compare=False)
+
+    @property
+    def labels_column_present(self) -> bool:
+        """Whether every record carries a label."""
+        return self.columns.label is not None
+
+    @property
+    def units_column_present(self) -> bool:
+        """Whether every record carries the unit it belongs to."""
+        return self.columns.unit is not None
+
+    def records(self) -> Iterator[Record]:
+        """Decode the records one by one; every call starts afresh, in the same order.
+
+        Yields:
+            The records.
+
+        Raises:
+            DataError: a record cannot be read, lacks its label or unit, or has a label outside
+                `classes` (unless these are skipped); or the file itself is damaged.
+        """
+        for row in self._source.rows():
+            try:
+                yield self._record(row)
+            except DataError:
+                if not self.skip_unreadable:
+                    raise
+
+    def listed(self) -> int:
+        """Number of rows in the listing: private, for the operator's progress bar alone."""
+        return self._source.count()
+
+    def identity_bytes(self) -> bytes:
+        """Bytes that tell this source from others, for the ledger's keyed hash: its path."""
+        return os.fsencode(self.path)
+
+    def _record(self, row: Row) -> Record:
+        if row.image is None:
+            raise _missing("an image", row.where)
+        if self.columns.unit is not None and row.unit is None:
+            raise _missing("the unit it belongs to", row.where)
+        if self.columns.label is not None and row.label is None:
+            raise _missing("a label", row.where)
+        if row.label is not None and self.classes is not None and row.label not in self.classes:
+            raise DataError(
+                expected=f"the label of {row.where} to be one of the {len(self.classes)} classes",
+                found="another label",
+                todo="Add it to --classes, mend it, or leave such records out with "
+                "--skip-unreadable.",
+            )
+        pixels = to_pixels(row.image, self.image_shape, row.where)
+        return Record(image=pixels, label=row.label, unit=row.unit)
+
+
+def open_dataset(
+    path: str | Path,
+    *,
+    image_shape: Shape,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    unit_column: str | None = None,
+    classes: tuple[str, ...] | None = None,
+    skip_unreadable: bool = False,
+) -> Dataset:
+    """Open a private dataset: find its format and its columns; decode nothing yet.
+
+    Args:
+        path: a folder of images (flat, or a sub-folder a class), `.npz`, `.parquet` or a folder of
+            them, `.csv` / `.tsv` / `.jsonl` with a column of paths, or a folder written by
+            `datasets.Dataset.save_to_disk`.
+        image_shape: (C, H, W) of the bundle.
+        image_column: column (array of `.npz`) of the images; by default the first of
+            `rows.IMAGE_COLUMNS` that exists.
+        label_column: column of the labels; None for no labels. In a folder of images: `folder`.
+        unit_column: column of the user that a record belongs to; None if every record is its own
+            unit. In a folder of images: `folder`.
+        classes: the legal labels; public, so they are told, never read from the data.
+        skip_unreadable: leave out records that cannot be read, instead of stopping at the first.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        UsageError: the path does not exist, holds nothing, or is of no known format; a bundle
+            that is neither grey nor RGB.
+        DataError: no such column, or the file is damaged.
+    """
+    if image_shape[0] not in {1, 3}:
+        raise UsageError(
+            expected="a bundle of grey (1) or RGB (3) images",
+            found=f"{image_shape[0]} channels",
+            todo="Use another bundle.",
+        )
+    resolved = Path(path).resolve()
+    columns = Columns(image=image_column, label=label_column, unit=unit_column)
+    source = _open(resolved, Path(path), columns)
+    if source.count() == 0:
+        raise _nothing(path)
+    return Dataset(
+        path=resolved,
+        image_shape=image_shape,
+        columns=columns,
+        classes=classes,
+        skip_unreadable=skip_unreadable,
+        _source=source,
+    )
+
+
+def _open(path: Path, given: Path, columns: Columns) -> RowSource:
+    """Choose the format by what is there: the kind of folder, or the file's suffix."""
+    if not path.exists():
+        raise UsageError(
+            expected=FORMATS,
+            found=f"nothing at '{given}'",
+            todo="Check the path.",
+        )
+    if path.is_dir():
+        return _open_folder(path, given, columns)
+    if path.suffix.lower() == ".npz":
+        return NpzRows(path, columns)
+    read = _TABLES.get(path.suffix.lower())
+    if read is None:
+        raise UsageError(
+            expected=FORMATS,
+            found=f"a file with the suffix '{path.suffix}'",
+            todo="Convert it to one of these, or name the folder it is in.",
+        )
+    if path.stat().st_size == 0:
+        raise _nothing(given)
+    return _table(read(path), columns, given)
+
+
+def _open_folder(path: Path, given: Path, columns: Columns) -> RowSource:
+    if (path / "dataset_dict.json").exists():
+        raise UsageError(
+            expected="one split of a Hugging Face dataset",
+            found=f"several in '{given}'",
+            todo=f"Name one, such as '{given}/train'.",
+        )
+    if (path / "state.json").exists() and (path / "dataset_info.json").exists():
+        return _table(huggingface(path), columns, given)
+    if any(path.glob("*.parquet")):
+        return _table(parquet(path), columns, given)
+    return FolderRows(path, columns)
+
+
+def _table(table: Table, columns: Columns, given: Path) -> RowSource:
+    # Of an empty JSONL file not even the columns are known.
+    if not table.columns:
+        raise _nothing(given)
+    return TableRows(table, columns)
+
+
+def _nothing(path: str | Path) -> UsageError:
+    return UsageError(
+        expected="a dataset with at least one record",
+        found=f"nothing in '{path}'",
+        todo="Check the path.",
+    )
+
+
+def _missing(what: str, where: str) -> DataError:
+    return DataError(
+        expected=f"{where} to have {what}",
+        found="none",
+        todo="Fill it in, or leave such records out with --skip-unreadable.",
+    )

@@ -1,0 +1,100 @@
+"""What every format is read as before it becomes records: rows with an image, a label, a unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from hyperdp.errors import DataError
+
+# Where the image is looked for when no column is named; the first that exists is taken.
+IMAGE_COLUMNS = ("image", "images", "img", "x", "file_name", "path", "file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns were asked for; None for the image means the first of `IMAGE_COLUMNS`."""
+
+    image: str | None = None
+    label: str | None = None
+    unit: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Row:
+    """One row of a source, nothing decoded yet.
+
+    Attributes:
+        where: how an error names it.
+        image: what `images.to_pixels` takes; None where the cell is empty.
+        label: text of the label, None where it is missing or was not asked for.
+        unit: text of the unit, None where it is missing or was not asked for.
+    """
+
+    where: str
+    image: object
+    label: str | None
+    unit: str | None
+
+
+class RowSource(Protocol):
+    """One format. `rows` starts afresh at every call, always in the same order."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every row."""
+        ...
+
+    def count(self) -> int:
+        """Number of rows listed: private, for the operator's progress bar."""
+        ...
+
+
+def pick(asked: str | None, present: Sequence[str], *, option: str, source: str) -> str:
+    """Find a column.
+
+    Args:
+        asked: the name given, or None to look for an image column.
+        present: names that the source has.
+        option: the option that names it, for the error.
+        source: how the error names the source.
+
+    Returns:
+        The column's name.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    wanted = IMAGE_COLUMNS if asked is None else (asked,)
+    for name in wanted:
+        if name in present:
+            return name
+    raise DataError(
+        expected=f"a column {' or '.join(map(repr, wanted))} in {source}",
+        found="the columns " + ", ".join(map(repr, present)),
+        todo=f"Name the column with {option}.",
+    )
+
+
+def as_text(value: object) -> str | None:
+    """The text of a label or unit, the same for 7, 7.0 and numpy's 7; None where it is missing.
+
+    Args:
+        value: a cell.
+
+    Returns:
+        Its text, or None for an empty cell (None, NaN, blanks).
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    text = "" if value is None else str(value).strip()
+    return text or None
