@@ -76,7 +76,8 @@ class Loop:
         self.config, self.module, self.step_fn, self.folder, self.validate = config, module, step, folder, validate
         self.params = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
-            self.params.values(), lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay
+            self.params.values(), lr=config.lr, betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay, fused=True,
         )
         self.average = {n: p.detach().clone() for n, p in self.params.items()}
         self.rng = torch.Generator().manual_seed(config.seed)

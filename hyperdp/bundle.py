@@ -1,0 +1,208 @@
+"""Bundles: encoder + hypernetwork + base model, frozen, public, known by one hash."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hyperdp.encoder import Encoder, EncoderConfig
+from hyperdp.errors import BundleError
+from hyperdp.family import FAMILIES, UNetFlow
+from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
+from hyperdp.lora import describe_sites
+
+SHIPPED = Path(__file__).parent / "bundles"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleConfig:
+    """What a bundle says of itself; all of it public.
+
+    Attributes:
+        name: of the bundle.
+        family: a key of `hyperdp.family.FAMILIES`.
+        embed_dim: k.
+        clip_norm: C, the norm that embeddings are clipped to.
+        image_shape: (C, H, W) of a record.
+        sites: LoRA sites, by module name.
+        encoder, hypernetwork: their configurations.
+        public_mean: float [k], mean clipped embedding of the public corpus (the control ρ(public mean)).
+        sampling_steps: Euler steps that the family samples with.
+    """
+
+    name: str
+    family: str
+    embed_dim: int
+    clip_norm: float
+    image_shape: tuple[int, int, int]
+    sites: list[str]
+    encoder: dict[str, Any]
+    hypernetwork: dict[str, Any]
+    public_mean: list[float]
+    sampling_steps: int = 24
+
+
+@dataclass(kw_only=True)
+class Bundle:
+    """A loaded bundle.
+
+    Attributes:
+        config: see `BundleConfig`.
+        path: where it lies.
+        hash: SHA-256 over the manifest, which holds the hash of every file.
+        encoder: φ, in eval mode, float32.
+        hypernetwork: ρ, in eval mode, float32.
+    """
+
+    config: BundleConfig
+    path: Path
+    hash: str
+    encoder: Encoder
+    hypernetwork: Hypernetwork
+
+    @property
+    def name(self) -> str:
+        """Name of the bundle."""
+        return self.config.name
+
+    @property
+    def public_mean(self) -> Tensor:
+        """float32 [k]."""
+        return torch.tensor(self.config.public_mean)
+
+    def load_base(self) -> UNetFlow:
+        """A fresh copy of the base model, float32, in eval mode."""
+        return FAMILIES[self.config.family].load(self.path)
+
+    @cached_property
+    def base(self) -> UNetFlow:
+        """One shared copy of the base model; do not change it."""
+        return self.load_base()
+
+
+def bundle_folder(name_or_path: str | Path) -> Path:
+    """Where a bundle lies: a folder with `bundle.json`, or the name of a shipped one.
+
+    Raises:
+        BundleError: there is none.
+    """
+    for folder in (Path(name_or_path), SHIPPED / str(name_or_path)):
+        if (folder / "bundle.json").is_file():
+            return folder
+    shipped = sorted(p.parent.name for p in SHIPPED.glob("*/bundle.json"))
+    raise BundleError(
+        expected="the name of a shipped bundle or a folder with bundle.json",
+        found=repr(str(name_or_path)),
+        todo=f"Shipped bundles: {', '.join(shipped) or 'none'}; make one with `hyperdp pretrain`.",
+    )
+
+
+def load_bundle(name_or_path: str | Path = "glyphs") -> Bundle:
+    """Loads a bundle and checks every file against the manifest.
+
+    Args:
+        name_or_path: `glyphs`, or a folder.
+
+    Returns:
+        The bundle, on the CPU, in eval mode.
+
+    Raises:
+        BundleError: unknown, damaged, or of a later format.
+    """
+    folder = bundle_folder(name_or_path)
+    raw = (folder / "bundle.json").read_bytes()
+    try:
+        manifest = json.loads(raw)
+        files, config, version = manifest["files"], manifest["config"], manifest["format"]
+        if not isinstance(files, dict) or not isinstance(config, dict):
+            raise TypeError("files and config must be objects")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(expected=f"a manifest in {folder / 'bundle.json'}", found=f"{error!r}",
+                          todo="Take a fresh copy of the bundle.") from error  # fmt: skip
+    if version != FORMAT:
+        raise BundleError(expected=f"bundle format {FORMAT}", found=str(version), todo="Use a fitting hyperdp version.")
+    for name, digest in files.items():
+        path = folder / name
+        found = _sha256(path) if path.is_file() and path.resolve().is_relative_to(folder.resolve()) else "no such file"
+        if found != digest:
+            raise BundleError(expected=f"{name} with SHA-256 {digest}", found=found,
+                              todo="The bundle was changed or cut short: take a fresh copy.")  # fmt: skip
+    try:
+        return _build(folder, BundleConfig(**{**config, "image_shape": tuple(config["image_shape"])}),
+                      hashlib.sha256(raw).hexdigest())  # fmt: skip
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BundleError(expected="weights that fit the manifest", found=f"{type(error).__name__}: {error}"[:300],
+                          todo="Take a fresh copy of the bundle.") from error  # fmt: skip
+
+
+def _build(folder: Path, config: BundleConfig, digest: str) -> Bundle:
+    def tuples(values: dict[str, Any]) -> dict[str, Any]:
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+    encoder = Encoder(EncoderConfig(**tuples(config.encoder)))
+    family = FAMILIES[config.family].load(folder)
+    sites = describe_sites(family.model, config.sites)
+    hypernetwork = Hypernetwork(HypernetworkConfig(**config.hypernetwork), sites)
+    for module, name in ((encoder, "encoder"), (hypernetwork, "hypernetwork")):
+        module.load_state_dict({k: v.float() for k, v in load_file(folder / f"{name}.safetensors").items()})
+        module.eval().requires_grad_(False)
+    family.model.requires_grad_(False)
+    bundle = Bundle(config=config, path=folder, hash=digest, encoder=encoder, hypernetwork=hypernetwork)
+    bundle.__dict__["base"] = family
+    return bundle
+
+
+def save_bundle(
+    folder: Path,
+    config: BundleConfig,
+    *,
+    encoder: Encoder,
+    hypernetwork: Hypernetwork,
+    base: UNetFlow,
+    training: dict[str, Any],
+) -> Bundle:
+    """Writes a bundle, weights as float16, and loads it again.
+
+    Args:
+        folder: made where it is missing.
+        config: see `BundleConfig`.
+        encoder, hypernetwork, base: what was trained.
+        training: recipe, commit, hardware and curve; goes to `training.json`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for module, name in ((encoder, "encoder"), (hypernetwork, "hypernetwork")):
+        save_file(_half(module), folder / f"{name}.safetensors")
+    base.save(folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v.half() for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n")
+    names = sorted(
+        str(p.relative_to(folder))
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "bundle.json" and not p.name.startswith(".")
+    )
+    manifest = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(config),
+        "files": {name: _sha256(folder / name) for name in names},
+    }
+    (folder / "bundle.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return load_bundle(folder)
+
+
+def _half(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().half().contiguous() for k, v in module.state_dict().items()}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

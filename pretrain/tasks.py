@@ -1,0 +1,210 @@
+"""Meta-tasks: small public datasets drawn from the corpus, each in a style of its own.
+
+Kinds: a script, a family or a cluster of families, a group of characters over many faces (digits
+among them), a typographic attribute, a faiss k-means cluster, a mixture of two, and everything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hyperdp.pretrain.corpus import Corpus
+from hyperdp.pretrain.style import Style, draw, draw_style
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskMix:
+    """How often each kind of task is drawn; the figures are weights.
+
+    Attributes:
+        chars, script, family, attribute, cluster, everything: weights of the kinds.
+        mixture: probability that a task is a mixture of two.
+        plain, pen: see `draw_style`.
+    """
+
+    chars: float = 0.42
+    script: float = 0.26
+    family: float = 0.12
+    attribute: float = 0.06
+    cluster: float = 0.10
+    everything: float = 0.04
+    mixture: float = 0.12
+    plain: float = 0.35
+    pen: float = 0.40
+
+
+class TaskSampler:
+    """Draws tasks of one split.
+
+    Args:
+        corpus: the public corpus.
+        split: 0 train, 1 validation.
+        mix: see `TaskMix`.
+        min_pool: least number of glyphs that a task draws from.
+    """
+
+    def __init__(self, corpus: Corpus, split: int, mix: TaskMix, min_pool: int = 24) -> None:
+        self.corpus, self.mix, self.min_pool = corpus, mix, min_pool
+        self.rows: Rows = np.nonzero(corpus.split == split)[0].astype(np.int64)
+        self.scripts = self._groups(corpus.script)
+        self.families = self._groups(corpus.family, least=1)
+        latin = corpus.names["script"].index("Latn") if "Latn" in corpus.names["script"] else -1
+        named = [n in {"Latn", "Grek", "Cyrl"} for n in corpus.names["script"]]
+        in_named = np.array(named)[corpus.script[self.rows]]
+        self.chars = {
+            c: rows
+            for c, rows in self._groups(corpus.char, least=8, among=self.rows[in_named]).items()
+        }
+        char_names = corpus.names["char"]
+        table = {char_names[c]: c for c in self.chars}
+        self.digits = [table[d] for d in "0123456789" if d in table]
+        self.cases = [
+            [table[c] for c in letters if c in table]
+            for letters in ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
+        ]
+        self.latin = latin
+        self.clusters = self._kmeans()
+        self.attributes = [
+            rows
+            for mask in (
+                corpus.weight >= 700, corpus.weight <= 300, corpus.slant, corpus.serif, corpus.condensed,
+            )
+            if len(rows := self.rows[mask[self.rows]]) >= min_pool
+        ]  # fmt: skip
+
+    def _groups(self, key: npt.NDArray[np.int32], least: int | None = None, among: Rows | None = None) -> dict[int, Rows]:
+        rows = self.rows if among is None else among
+        order = rows[np.argsort(key[rows], kind="stable")]
+        values, starts = np.unique(key[order], return_index=True)
+        parts = np.split(order, starts[1:])
+        least = self.min_pool if least is None else least
+        return {int(v): p for v, p in zip(values, parts, strict=True) if len(p) >= least}
+
+    def _kmeans(self, clusters: int = 96, sample: int = 12_000) -> list[Rows]:
+        """Clusters of glyphs by their shape: k-means over the ink at 12×12."""
+        rng = np.random.default_rng(0)
+        rows = np.sort(rng.choice(self.rows, min(sample, len(self.rows)), replace=False))
+        pixels = self.corpus.ink[rows].reshape(-1, 12, 4, 12, 4).mean((2, 4)).reshape(len(rows), -1)
+        pixels = np.ascontiguousarray(pixels / 255, dtype=np.float32)
+        count = max(1, min(clusters, len(rows) // 40))
+        kmeans = faiss.Kmeans(pixels.shape[1], count, niter=10, seed=0, verbose=False, min_points_per_centroid=1)
+        kmeans.train(pixels)
+        label = kmeans.index.search(pixels, 1)[1][:, 0]
+        return [part for c in range(count) if len(part := rows[label == c]) >= self.min_pool]
+
+    def _pool(self, rng: np.random.Generator) -> Rows:
+        """The glyphs that one unmixed task draws from."""
+        m = self.mix
+        kinds = ("chars", "script", "family", "attribute", "cluster", "everything")
+        weights = np.array([m.chars, m.script, m.family, m.attribute, m.cluster, m.everything])
+        kind = str(rng.choice(kinds, p=weights / weights.sum()))
+        if kind == "chars" and self.chars:
+            return self._char_group(rng)
+        if kind == "script" and self.scripts:
+            return self.scripts[int(rng.choice(list(self.scripts)))]
+        if kind == "family" and self.families:
+            names = list(self.families)
+            chosen = rng.choice(names, min(len(names), int(rng.integers(1, 9))), replace=False)
+            pool = np.concatenate([self.families[int(f)] for f in chosen])
+            return pool if len(pool) >= self.min_pool else self.rows
+        if kind == "attribute" and self.attributes:
+            return self.attributes[int(rng.integers(len(self.attributes)))]
+        if kind == "cluster" and self.clusters:
+            return self.clusters[int(rng.integers(len(self.clusters)))]
+        return self.rows
+
+    def _char_group(self, rng: np.random.Generator) -> Rows:
+        u = rng.random()
+        chars = list(self.chars)
+        if u < 0.22 and self.digits:
+            group = self.digits
+        elif u < 0.42 and self.digits:
+            group = [int(rng.choice(self.digits))]
+        elif u < 0.68:
+            group = [int(rng.choice(chars))]
+        elif u < 0.8 and all(self.cases):
+            group = self.cases[int(rng.integers(2))]
+        else:
+            source = self.digits if rng.random() < 0.4 and len(self.digits) > 2 else chars
+            group = [int(c) for c in rng.choice(source, min(len(source), int(rng.integers(2, 9))), replace=False)]
+        pool = np.concatenate([self.chars[c] for c in group])
+        if rng.random() < 0.4:  # a few families rather than all of them
+            family = self.corpus.family[pool]
+            keep = rng.choice(np.unique(family), min(len(np.unique(family)), int(rng.integers(6, 60))), replace=False)
+            few = pool[np.isin(family, keep)]
+            if len(few) >= self.min_pool:
+                return few
+        return pool
+
+    def draw(self, count: int, records: int, rng: torch.Generator) -> Tensor:
+        """Draws whole tasks.
+
+        Args:
+            count: G.
+            records: of each task; no record is drawn twice in one style deviation.
+            rng: CPU generator.
+
+        Returns:
+            float32 [G, records, 1, 28, 28] in [-1, 1].
+        """
+        numpy_rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=rng)))
+        rows = np.empty((count, records), dtype=np.int64)
+        style_of = np.empty((count, records), dtype=np.int64)
+        for g in range(count):
+            parts = 2 if numpy_rng.random() < self.mix.mixture else 1
+            share = numpy_rng.uniform(0.2, 0.8)
+            own_style = numpy_rng.random() < 0.5
+            second = numpy_rng.random(records) < share if parts == 2 else np.zeros(records, dtype=bool)
+            for part, mask in enumerate((~second, second)):
+                if mask.any():
+                    rows[g, mask] = numpy_rng.choice(self._pool(numpy_rng), int(mask.sum()))
+                    style_of[g, mask] = 2 * g + (part if own_style else 0)
+        styles = draw_style(2 * count, rng, plain=self.mix.plain, pen=self.mix.pen)
+        return self.render(rows, styles.row(torch.from_numpy(style_of.reshape(-1))), rng)
+
+    def render(self, rows: Rows, style: Style, rng: torch.Generator) -> Tensor:
+        """Draws given glyphs, [G, N] rows with one style a record, as float32 [G, N, 1, 28, 28]."""
+        flat = rows.reshape(-1)
+        order = np.argsort(flat, kind="stable")  # the corpus is memory-mapped: read it in order
+        back = torch.from_numpy(np.argsort(order, kind="stable"))
+        ink = torch.from_numpy(self.corpus.ink[flat[order]])[back]
+        skeleton = torch.from_numpy(self.corpus.skeleton[flat[order]])[back]
+        images = draw(ink, skeleton, style, rng)
+        return images.view(*rows.shape, *images.shape[1:])
+
+
+class TaskPool:
+    """A pool of drawn tasks, a few replaced at every step: drawing is dear, a second look is cheap.
+
+    Args:
+        sampler: draws the tasks.
+        size: tasks kept.
+        records: records of a task.
+        fresh: tasks replaced a step.
+    """
+
+    def __init__(self, sampler: TaskSampler, *, size: int, records: int, fresh: int) -> None:
+        self.sampler, self.size, self.records, self.fresh = sampler, size, records, fresh
+        self.images: Tensor | None = None
+        self.next = 0
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """Float32 [count, records, C, H, W]: tasks from the pool, records in random order."""
+        if self.images is None:
+            drawn = [self.sampler.draw(min(8, self.size - i), self.records, rng) for i in range(0, self.size, 8)]
+            self.images = torch.cat(drawn)
+        new = self.sampler.draw(self.fresh, self.records, rng)
+        for task in new:
+            self.images[self.next] = task
+            self.next = (self.next + 1) % self.size
+        chosen = torch.randperm(self.size, generator=rng)[:count]
+        order = torch.stack([torch.randperm(self.records, generator=rng) for _ in range(count)])
+        return self.images[chosen[:, None], order]
