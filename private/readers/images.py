@@ -217,7 +217,7 @@ def _to_255(planes: npt.NDArray[np.generic], where: str) -> Pixels:
     if kind == "b":
         return planes.astype(np.float32) * np.float32(255.0)
     if kind in "iu":
-        top = 65535 if planes.dtype == np.uint16 else 255
+        top = 65535 if planes.dtype.newbyteorder("=") == np.uint16 else 255
         if planes.min() < 0 or planes.max() > top:
             raise _out_of_range("integers", "0 … 255, or uint16 in 0 … 65535", where)
         return planes.astype(np.float32) / np.float32(top // 255)

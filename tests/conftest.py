@@ -1,0 +1,14 @@
+"""What every test runs under: no network, no clock in property tests."""
+
+import os
+
+from hypothesis import settings
+
+# Set before any test imports what reads them.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A busy machine is no failure: property tests are bounded by their number of examples alone.
+settings.register_profile("hyperdp", deadline=None, max_examples=50)
+settings.load_profile("hyperdp")
