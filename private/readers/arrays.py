@@ -17,6 +17,7 @@ from hyperdp.errors import DataError
 from hyperdp.private.readers.images import check_size
 from hyperdp.private.readers.rows import Columns, Row, as_text, pick
 
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
 _Header = tuple[tuple[int, ...], bool, np.dtype[np.generic]]
 
 
@@ -132,7 +133,7 @@ def _readable(path: Path) -> Iterator[None]:
     """Say which file is damaged, whatever the layer that notices."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise DataError(
             expected=f"'{path}' to be an undamaged .npz file",
             found=f"something that cannot be read as one ({type(error).__name__})",

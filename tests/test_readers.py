@@ -1,0 +1,81 @@
+"""Every format gives the same records, and the same ones again."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reader_samples import (
+    LABELS,
+    LEVELS,
+    SHAPE,
+    USERS,
+    WRITERS,
+    picture,
+    write_folder,
+    write_npz,
+    write_parquet_bytes,
+)
+
+from hyperdp.private.readers import open_dataset
+from hyperdp.private.readers.rows import as_text
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_every_format_gives_the_same_records_again_and_again(write, tmp_path):
+    path, columns = write(tmp_path)
+    dataset = open_dataset(path, image_shape=SHAPE, classes=("a", "b", "c"), **columns)
+    assert dataset.listed() == len(LEVELS)
+    for _ in range(2):
+        records = list(dataset.records())
+        got = {(round((record.image[0, 0, 0] + 1) * 127.5), record.label) for record in records}
+        assert got == set(zip(LEVELS, LABELS, strict=True))
+        assert all(record.image.shape == SHAPE for record in records)
+        if dataset.units_column_present:
+            assert [record.unit for record in records] == list(USERS)
+        else:
+            assert [record.unit for record in records] == [None] * len(LEVELS)
+    assert dataset.labels_column_present
+
+
+def test_without_columns_there_are_neither_labels_nor_units(tmp_path):
+    path, _ = write_parquet_bytes(tmp_path)
+    dataset = open_dataset(path, image_shape=SHAPE)
+    assert not dataset.labels_column_present
+    assert {(record.label, record.unit) for record in dataset.records()} == {(None, None)}
+
+
+def test_the_identity_is_the_place_however_it_is_spelled(tmp_path, monkeypatch):
+    path, _ = write_npz(tmp_path)
+    link = tmp_path / "link.npz"
+    link.symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    spelled = [path, link, "d.npz", str(tmp_path / "x" / ".." / "d.npz")]
+    (tmp_path / "x").mkdir()
+    names = {open_dataset(one, image_shape=SHAPE).identity_bytes() for one in spelled}
+    assert names == {os.fsencode(path.resolve())}
+
+
+def test_one_image_and_mixed_sizes_and_modes(tmp_path):
+    picture(9).save(tmp_path / "1.png")
+    assert len(list(open_dataset(tmp_path, image_shape=SHAPE).records())) == 1
+    picture((9, 9, 9), (30, 11), "RGB").save(tmp_path / "2.jpg")
+    picture((0, 0, 0, 9), (5, 90), "CMYK").save(tmp_path / "3.jpg")
+    picture(257 * 9, (8, 8), "I;16").save(tmp_path / "4.tiff")
+    records = list(open_dataset(tmp_path, image_shape=SHAPE).records())
+    assert [record.image.shape for record in records] == [SHAPE] * 4
+
+
+def test_a_loop_of_links_ends(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "d" / "again").symlink_to(tmp_path / "d")
+    assert open_dataset(tmp_path / "d", image_shape=SHAPE).listed() == 4
+
+
+@given(st.one_of(st.integers(), st.booleans(), st.text(), st.floats(), st.none(), st.binary()))
+def test_a_label_reads_the_same_from_python_and_numpy(value):
+    text = as_text(value)
+    assert text is None or text == text.strip() != ""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
+        assert as_text(float(value)) == as_text(np.int64(value)) == text == str(value)
