@@ -6,6 +6,7 @@ import errno
 import os
 import traceback
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -20,7 +21,28 @@ EXIT_FAULT = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-COMMANDS: dict[str, LazyCommand] = {}
+_PLANNED = {
+    "demo": ("demo_command", "The whole story on real handwriting; ends with a report."),
+    "pretrain": ("app", "Public stage: train a base model or a hypernetwork."),
+    "plan": ("plan_command", "What to expect at which epsilon, before anything is spent."),
+    "release": ("release_command", "Measure a private dataset once, with noise: the one DP event."),
+    "emit": ("emit_command", "Turn a release into a LoRA adapter that PEFT loads."),
+    "private": ("private_command", "Release and emit in one go."),
+    "sample": ("sample_command", "Generate images with an adapter."),
+    "verify": ("verify_command", "Recompute every claim of a release's certificate."),
+    "ledger": ("app", "Show what has been spent on a dataset, and set its cap."),
+    "eval": ("eval_command", "Measure generated images against reference images."),
+    "bench": ("bench_command", "Compare methods over sizes and budgets."),
+    "audit": ("audit_command", "Attack a release and bound what it leaks from below."),
+    "report": ("report_command", "Write the report of a run as one HTML page."),
+}
+
+COMMANDS: dict[str, LazyCommand] = {
+    name: LazyCommand(module=f"hyperdp.cli.{name}", attribute=attribute, help=help_line)
+    for name, (attribute, help_line) in _PLANNED.items()
+    # A command is offered from the day its module is there.
+    if find_spec(f"hyperdp.cli.{name}") is not None
+}
 
 
 class _Commands(LazyGroup):
@@ -72,7 +94,8 @@ def run(args: Sequence[str] | None = None) -> int:
     except HyperdpError as error:
         return _complain(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _complain(_usage(error), EXIT_USAGE)
+        # A group without a command has shown its help and has nothing more to say.
+        return _complain(_usage(error), EXIT_USAGE) if error.format_message() else EXIT_USAGE
     except typer.Abort:
         ended = EXIT_INTERRUPTED
     except OSError as error:

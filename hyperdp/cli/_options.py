@@ -1,0 +1,92 @@
+"""Arguments and options that several commands share, so that one word means one thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_DATA_PANEL = "Reading the data"
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="The private dataset: a folder of images, .npz, .parquet, .csv, .tsv or .jsonl with a "
+        "column of paths, or a Hugging Face dataset on disk.",
+        show_default=False,
+    ),
+]
+BundleName = Annotated[
+    str, typer.Option("--bundle", "-b", help="A shipped bundle's name, or a bundle's folder.")
+]
+Epsilon = Annotated[
+    float, typer.Option("--epsilon", "-e", help="How much is spent: ε of this release.")
+]
+Delta = Annotated[
+    float, typer.Option("--delta", "-d", help="δ of this release; well below 1 / number of units.")
+]
+LedgerFile = Annotated[
+    Path, typer.Option("--ledger", "-l", help="The ledger that the budget is taken from.")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout, for scripts.")
+]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column (array of .npz) of the images; by default image, images, img, x, file_name, "
+        "path or file, whichever is there.",
+        show_default=False,
+        rich_help_panel=_DATA_PANEL,
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the labels, for one adapter a class; `folder` for sub-folders. "
+        "Needs --classes.",
+        show_default=False,
+        rich_help_panel=_DATA_PANEL,
+    ),
+]
+UnitColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the user a record belongs to: then users are protected, not records.",
+        show_default=False,
+        rich_help_panel=_DATA_PANEL,
+    ),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="The legal labels, separated by commas. They are public: name them from what "
+        "everybody knows, not from the data.",
+        show_default=False,
+        rich_help_panel=_DATA_PANEL,
+    ),
+]
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unreadable",
+        help="Leave out records that cannot be read, instead of stopping at the first. How many "
+        "is not told.",
+        rich_help_panel=_DATA_PANEL,
+    ),
+]
+
+
+def split_classes(classes: str | None) -> tuple[str, ...] | None:
+    """The labels that `--classes` names.
+
+    Args:
+        classes: labels separated by commas, or None.
+
+    Returns:
+        The labels without blanks around them, or None.
+    """
+    if classes is None:
+        return None
+    return tuple(label.strip() for label in classes.split(",") if label.strip())
