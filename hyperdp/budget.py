@@ -1,0 +1,78 @@
+"""The privacy budget of one release: what is promised, to whom, and the noise it takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
+from dp_accounting import get_sigma_gaussian
+
+from hyperdp.errors import UsageError
+
+Adjacency = Literal["add-remove", "replace-one"]
+"""Which datasets count as neighbours: one unit more or less (n is private), or one exchanged."""
+Unit = Literal["record", "user"]
+"""Whom the promise protects: one record, or all records of one user."""
+
+_ROOT_TOLERANCE = 1e-12  # where dp_accounting's root search stops, on either side of the root
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyBudget:
+    """An (ε, δ) promise together with the adjacency and the unit it is about.
+
+    Attributes:
+        epsilon: ε > 0, finite.
+        delta: 0 < δ < 1; the whole δ of the release, the cost of the integer lattice included.
+        adjacency: "add-remove" or "replace-one".
+        unit: "record" or "user".
+
+    Raises:
+        UsageError: a value is outside its range (NaN and infinity are).
+    """
+
+    epsilon: float
+    delta: float
+    adjacency: Adjacency = "add-remove"
+    unit: Unit = "record"
+
+    def __post_init__(self) -> None:
+        _check_number("epsilon", self.epsilon, below=math.inf)
+        _check_number("delta", self.delta, below=1.0)
+        for name, value, legal in (
+            ("adjacency", self.adjacency, get_args(Adjacency)),
+            ("unit", self.unit, get_args(Unit)),
+        ):
+            if value not in legal:
+                raise UsageError(
+                    expected=f"{name} to be one of {', '.join(legal)}",
+                    found=f"{name}={value!r}",
+                    todo=f"Choose one of the legal values of {name}.",
+                )
+
+
+def _check_number(name: str, value: object, *, below: float) -> None:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (real and 0 < float(value) < below):  # type: ignore[arg-type]
+        raise UsageError(
+            expected=f"0 < {name} < {below:g}",
+            found=f"{name}={value!r}",
+            todo="Common choices: 0.1 <= epsilon <= 10, and delta well below 1 / number of units.",
+        )
+
+
+@lru_cache(maxsize=1024)
+def noise_multiplier(epsilon: float, delta: float) -> float:
+    """Smallest τ = σ / Δ at which one Gaussian release is (ε, δ)-differentially private.
+
+    Args:
+        epsilon: ε > 0.
+        delta: 0 < δ < 1.
+
+    Returns:
+        τ, dimensionless, at most 1e-11 above the root of equation (6) of Balle & Wang 2018
+        (arXiv 1805.06530), and never below it.
+    """
+    return float(get_sigma_gaussian(epsilon, delta, _ROOT_TOLERANCE)) + 4 * _ROOT_TOLERANCE
