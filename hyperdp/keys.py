@@ -1,0 +1,134 @@
+"""The operator's keys, in their config folder: one names datasets and seals the ledger, one signs.
+
+Both are made on first use and readable by their owner alone. The folder is $HYPERDP_CONFIG_DIR,
+else $XDG_CONFIG_HOME/hyperdp, else ~/.config/hyperdp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from hyperdp.errors import UsageError
+
+
+def config_dir() -> Path:
+    """The operator's config folder, made if it is missing."""
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    folder = Path(os.environ.get("HYPERDP_CONFIG_DIR") or Path(base) / "hyperdp")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            expected="a config folder that can be made",
+            found=f"{folder} ({error.strerror})",
+            todo="Set HYPERDP_CONFIG_DIR to a folder you own.",
+        ) from error
+    return folder
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value: sorted keys, no spaces, ASCII, no NaN, a final newline."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii") + b"\n"
+
+
+def seal(message: bytes) -> str:
+    """HMAC-SHA256 of a message under the operator's key, as 64 hex digits."""
+    return hmac.new(_key("ledger.key"), message, hashlib.sha256).hexdigest()
+
+
+def dataset_fingerprint(identity: str) -> str:
+    """The name of a dataset in the ledger: it tells nothing of its content, nor of `identity`.
+
+    Args:
+        identity: what the operator calls the dataset, or its absolute path. Never its content:
+            whether two ledger entries are of the same content would itself reveal a record.
+
+    Returns:
+        64 hex digits.
+    """
+    return seal(b"hyperdp dataset\0" + identity.encode("utf-8", "surrogateescape"))
+
+
+def sign(message: bytes) -> tuple[str, str]:
+    """Ed25519 signature of a message.
+
+    Returns:
+        (public key, signature) in hex.
+    """
+    key = Ed25519PrivateKey.from_private_bytes(_key("signing.key"))
+    return key.public_key().public_bytes_raw().hex(), key.sign(message).hex()
+
+
+def signature_holds(message: bytes, *, public_key: str, signature: str) -> bool:
+    """Whether an ed25519 signature is right, and written in lower-case hex as `sign` writes it."""
+    try:
+        key, mark = bytes.fromhex(public_key), bytes.fromhex(signature)
+        if key.hex() != public_key or mark.hex() != signature:
+            return False
+        Ed25519PublicKey.from_public_bytes(key).verify(mark, message)
+    except (ValueError, InvalidSignature):
+        return False
+    return True
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file in one step that a power cut cannot halve.
+
+    Args:
+        path: its folder must exist.
+        data: the whole content.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _key(name: str) -> bytes:
+    """32 secret bytes kept in the config folder; processes that race to make them agree on one."""
+    path = config_dir() / name
+    if not path.exists():
+        draft = path.with_name(f".{name}.{secrets.token_hex(8)}")
+        write_durably(draft, secrets.token_bytes(32))  # mkstemp makes it 0600
+        try:
+            os.link(draft, path)  # fails where another process was first: its key then stands
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+        sync_folder(path.parent)
+    key = path.read_bytes()
+    if len(key) != 32 or path.stat().st_mode & 0o077:
+        raise UsageError(
+            expected=f"a key of 32 bytes in {path}, readable by its owner alone",
+            found=f"{len(key)} bytes, mode {path.stat().st_mode & 0o777:o}",
+            todo="Restore the file from a backup, or correct its mode with chmod 600.",
+        )
+    return key

@@ -1,0 +1,183 @@
+"""What each dataset has spent, and the refusal to spend more than its cap.
+
+A spending is reserved, durably, before the first record is read; it is marked spent before noise is
+drawn, and committed when the release is on disk. All three count the same: nothing is ever given
+back, so a crash can waste budget and never reuse it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hyperdp import accounting, keys
+from hyperdp.accounting import Account
+from hyperdp.budget import PrivacyBudget
+from hyperdp.chain import Entry, OpenChain, SealedLog
+from hyperdp.errors import BudgetRefusedError, BundleError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    """A budget that is spent whatever happens next, and the right to one release.
+
+    Attributes:
+        ledger: where it stands.
+        ledger_id: random name of that ledger.
+        entry: its entry there.
+    """
+
+    ledger: Ledger
+    ledger_id: str
+    entry: Entry
+
+    def spend(self) -> None:
+        """Note, durably, that noise is about to be drawn; to be called once.
+
+        Raises:
+            BudgetRefusedError: it was called before.
+        """
+        self._note("spend", {})
+
+    def commit(self, *, certificate_sha256: str, bundle_hash: str) -> None:
+        """Note that the release is on disk.
+
+        Raises:
+            BundleError: the release was made with another bundle than was reserved for.
+        """
+        if bundle_hash != self.entry.body["bundle_hash"]:
+            raise BundleError(
+                expected=f"the bundle of the ledger entry, {self.entry.body['bundle_hash'][:12]}…",
+                found=f"{bundle_hash[:12]}…",
+                todo="Make a new release with the other bundle; it spends its own budget.",
+            )
+        self._note("commit", {"certificate_sha256": certificate_sha256})
+
+    def _note(self, kind: str, body: dict[str, str]) -> None:
+        with self.ledger.open() as chain:
+            if any(
+                e.kind == kind and e.body["reservation"] == self.entry.seal for e in chain.entries
+            ):
+                raise BudgetRefusedError(
+                    expected=f"one {kind} for each reservation",
+                    found="a second one",
+                    todo="Reserve again: every release spends its own budget.",
+                )
+            body = {**body, "reservation": self.entry.seal}
+            chain.append(kind, self.entry.dataset, body)
+
+
+class Ledger(SealedLog):
+    """The budget ledger in one SQLite file, shared by the processes of one host."""
+
+    def set_cap(self, dataset: str, cap: PrivacyBudget) -> None:
+        """Set the most that a dataset may spend; the latest cap stands.
+
+        Args:
+            dataset: the operator's name for it, or its absolute path.
+            cap: ε and δ, and the adjacency and unit of everything spent on this dataset.
+
+        Raises:
+            UsageError: something was spent under another adjacency or unit.
+        """
+        with self.open() as chain:
+            name = keys.dataset_fingerprint(dataset)
+            account = _account(chain, name)
+            if account is not None and account.events:
+                _check_same_kind(account.cap, cap)
+            chain.append("cap", name, _budget_to_json(cap))
+
+    def account(self, dataset: str) -> Account | None:
+        """What is known of a dataset, or None where the ledger has no entry of it."""
+        with self.open() as chain:
+            return _account(chain, keys.dataset_fingerprint(dataset))
+
+    def reserve(
+        self,
+        dataset: str,
+        *,
+        budget: PrivacyBudget,
+        event: accounting.Event,
+        bundle_hash: str,
+        delta_discretisation: float = 0.0,
+        purpose: str = "release",
+    ) -> Reservation:
+        """Spend a budget before anything is read; when this returns it is on disk.
+
+        A dataset without a cap gets the budget of its first reservation as its cap, so that a
+        second one needs a deliberate `set_cap`.
+
+        Args:
+            dataset: the operator's name for it, or its absolute path.
+            budget: what the event is declared to cost; its adjacency and unit are the dataset's.
+            event: the mechanism, its noise multiplier relative to the sensitivity Δ.
+            bundle_hash: SHA-256 of the bundle, or of the configuration where there is none.
+            delta_discretisation: the δ that the lattice costs beyond `event`.
+            purpose: a word for the history.
+
+        Returns:
+            The right to one release.
+
+        Raises:
+            BudgetRefusedError: the cap would be exceeded.
+            UsageError: adjacency or unit differ from the dataset's, or the event costs more than
+                the budget declares.
+        """
+        accounting.check_declared(event, budget, delta_discretisation)
+        name = keys.dataset_fingerprint(dataset)
+        body = {
+            **_budget_to_json(budget),
+            "event": accounting.event_to_json(event),
+            "delta_discretisation": float(delta_discretisation),
+            "bundle_hash": bundle_hash,
+            "purpose": purpose,
+        }
+        with self.open() as chain:
+            account = _account(chain, name)
+            if account is None:
+                account = Account(cap=budget)
+                chain.append("cap", name, _budget_to_json(budget))
+            _check_same_kind(account.cap, budget)
+            after = Account(
+                cap=account.cap,
+                events=(*account.events, event),
+                delta_discretisation=account.delta_discretisation + delta_discretisation,
+            )
+            if not after.spent_epsilon <= account.cap.epsilon:
+                raise BudgetRefusedError(
+                    expected=f"at most epsilon={account.cap.epsilon:g} at delta="
+                    f"{account.cap.delta:g} spent on this dataset",
+                    found=f"epsilon={account.spent_epsilon:.4g} spent, "
+                    f"{after.spent_epsilon:.4g} with this release",
+                    todo=f"At most epsilon={account.remaining_epsilon:.3g} is left at that delta. "
+                    "Spend less, or raise the cap deliberately with `hyperdp ledger set-cap`.",
+                )
+            return Reservation(
+                ledger=self, ledger_id=chain.id, entry=chain.append("reserve", name, body)
+            )
+
+
+def _account(chain: OpenChain, dataset: str) -> Account | None:
+    mine = [entry for entry in chain.entries if entry.dataset == dataset]
+    caps = [entry.body for entry in mine if entry.kind == "cap"]
+    spent = [entry.body for entry in mine if entry.kind == "reserve"]
+    if not caps:
+        return None
+    return Account(
+        cap=PrivacyBudget(**caps[-1]),
+        events=tuple(accounting.event_from_json(body["event"]) for body in spent),
+        delta_discretisation=sum(body["delta_discretisation"] for body in spent),
+    )
+
+
+def _budget_to_json(budget: PrivacyBudget) -> dict[str, object]:
+    return {**vars(budget), "epsilon": float(budget.epsilon), "delta": float(budget.delta)}
+
+
+def _check_same_kind(cap: PrivacyBudget, budget: PrivacyBudget) -> None:
+    if (cap.adjacency, cap.unit) != (budget.adjacency, budget.unit):
+        raise UsageError(
+            expected=f"adjacency={cap.adjacency!r} and unit={cap.unit!r}, as spent so far: "
+            "budgets of different kinds do not add up",
+            found=f"adjacency={budget.adjacency!r} and unit={budget.unit!r}",
+            todo="Use the dataset's own adjacency and unit.",
+        )
