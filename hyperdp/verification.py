@@ -1,0 +1,180 @@
+"""The second computation of every claim of a release, from its two files alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import opendp.prelude as dp
+
+from hyperdp import accounting, keys
+from hyperdp.certificate import SIGNATURE_FIELDS, Certificate, failed, read_release
+from hyperdp.errors import HyperdpError, VerificationError
+from hyperdp.mechanism import discretisation_delta
+
+_PLD_TOLERANCE = 1e-6  # relative beyond ε = 1; docs/privacy.md states how it was measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One line of a verification.
+
+    Attributes:
+        name: what is claimed.
+        claimed: as the certificate says.
+        recomputed: as found, by the way that `name` tells.
+    """
+
+    name: str
+    claimed: str
+    recomputed: str
+
+
+def verify(
+    release_dir: str | Path, *, ledger: str | Path | None = None, public_key: str | None = None
+) -> list[Claim]:
+    """Recompute every claim of a release, each by another way than the one that made it.
+
+    Args:
+        release_dir: the folder of the release.
+        ledger: a ledger's SQLite file (on its operator's account), or its JSON export (anywhere).
+        public_key: the signer's ed25519 key in hex, where the caller knows it.
+
+    Returns:
+        The claims, all of which hold.
+
+    Raises:
+        VerificationError: one of them does not.
+    """
+    c, _, _ = read_release(release_dir)
+    if public_key is not None and public_key != c.public_key:
+        raise failed(f"a signature by {public_key}", c.public_key)
+    claims = [
+        Claim(name="signature (ed25519)", claimed=c.public_key, recomputed="holds"),
+        Claim(name="release.safetensors (SHA-256)", claimed=c.release_sha256, recomputed="equal"),
+    ]
+    try:
+        claims += _recompute(c)
+    except HyperdpError as error:
+        if isinstance(error, VerificationError):
+            raise
+        raise failed("a certificate whose numbers are legal", str(error)) from error
+    if ledger is not None:
+        _check_entry(c, Path(ledger))
+        claims.append(
+            Claim(name="ledger entry", claimed=f"{c.ledger_id}#{c.ledger_seq}", recomputed="found")
+        )
+    return claims
+
+
+def _recompute(c: Certificate) -> list[Claim]:
+    """Δ in rationals, τ as their quotient, ρ by OpenDP's own map, ε by PLD, δ term by term."""
+    scale, norm = Fraction(2**c.lattice_bits), Fraction(c.clip_norm)
+    clip, weight = math.floor(norm * scale), math.floor(norm / 4 * scale)
+    counted = c.adjacency == "add-remove" or c.num_classes > 1
+    factors = {"add-remove": (1, 1), "replace-one": (4, 2)}
+    if c.adjacency not in factors or c.unit not in {"record", "user"}:
+        raise failed("a known adjacency and unit", f"{c.adjacency!r}, {c.unit!r}")
+    on_sum, on_count = factors[c.adjacency]
+    squared = on_sum * clip**2 + on_count * counted * weight**2
+    sensitivity = math.sqrt(squared)
+    tau = c.sigma_lattice / sensitivity
+
+    dp.enable_features("contrib")
+    space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T="f64")
+    rho = dp.m.make_gaussian(*space, scale=c.sigma_lattice).map(sensitivity)
+    event = accounting.event_from_json(c.event)
+    epsilon = accounting.pld_epsilon([event], c.delta_gaussian)
+    lattice_cost = discretisation_delta(c.spec, c.sigma_lattice)
+
+    checks = [
+        ("mechanism", c.mechanism, "discrete-gaussian", c.mechanism == "discrete-gaussian"),
+        ("lattice bits", c.lattice_bits, 24, c.lattice_bits == 24),
+        ("count weight w", c.count_weight, c.clip_norm / 4, c.count_weight == c.clip_norm / 4),
+        ("sensitivity (rationals)", c.sensitivity, sensitivity / 2**24,
+         math.isclose(c.sensitivity, sensitivity / 2**24, rel_tol=1e-12)),
+        ("noise multiplier", c.noise_multiplier, tau,
+         math.isclose(tau, c.noise_multiplier, rel_tol=1e-12)),
+        ("event of the ledger", c.event, "the same noise multiplier",
+         c.event == {"type": "gaussian", "noise_multiplier": c.noise_multiplier}),
+        ("zCDP rho (OpenDP)", 0.5 / c.noise_multiplier**2, rho,
+         math.isclose(rho, 0.5 / c.noise_multiplier**2, rel_tol=1e-9)),
+        ("delta of the lattice", c.delta_discretisation, lattice_cost,
+         lattice_cost <= c.delta_discretisation),
+        ("delta in total", c.delta, c.delta_gaussian + c.delta_discretisation,
+         c.delta_gaussian + c.delta_discretisation <= c.delta < 1),
+        ("epsilon (PLD)", c.epsilon, epsilon,
+         epsilon <= c.epsilon + _PLD_TOLERANCE * max(1.0, c.epsilon)),
+        ("class names", len(c.classes), c.num_classes,
+         len(set(c.classes)) == len(c.classes) and len(c.classes) in {0, c.num_classes}),
+    ]  # fmt: skip
+    for name, claimed, recomputed, holds in checks:
+        if not holds:
+            raise failed(f"{name}: {claimed}", str(recomputed))
+    return [Claim(name=n, claimed=str(a), recomputed=str(b)) for n, a, b, _ in checks]
+
+
+def _check_entry(c: Certificate, ledger: Path) -> None:
+    entries = ledger_entries(ledger, public_key=c.public_key)
+    if not 1 <= c.ledger_seq <= len(entries):
+        raise failed(f"entry {c.ledger_seq} in the ledger", f"{len(entries)} entries")
+    entry, body = entries[c.ledger_seq - 1], entries[c.ledger_seq - 1].get("body")
+    wanted = {
+        "seal": c.ledger_seal,
+        "kind": "reserve",
+        "dataset": c.dataset,
+        **{name: getattr(c, name) for name in ("epsilon", "delta", "adjacency", "unit", "event")},
+        **{name: getattr(c, name) for name in ("bundle_hash", "delta_discretisation")},
+    }
+    found = {**body, **entry} if isinstance(body, dict) else entry
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise failed(f"the ledger entry to have {name}={value}", str(found.get(name)))
+    digest = hashlib.sha256(c.to_bytes()).hexdigest()
+    commits = [
+        e["body"] for e in entries
+        if e["kind"] == "commit" and e["body"].get("reservation") == c.ledger_seal
+    ]  # fmt: skip
+    # None at all is a crash just after the release was finished: it is paid for all the same.
+    if any(body.get("certificate_sha256") != digest for body in commits):
+        raise failed("the ledger to have committed this certificate", "another one")
+
+
+def ledger_entries(path: Path, *, public_key: str) -> list[dict[str, Any]]:
+    """Entries of a ledger, from the SQLite file or from its signed JSON export.
+
+    Args:
+        path: either.
+        public_key: whose signature an export must bear, hex.
+
+    Returns:
+        Plain dictionaries with the fields of `hyperdp.chain.Entry`.
+
+    Raises:
+        VerificationError: the ledger was changed, or another key signed it.
+    """
+    from hyperdp.ledger import Ledger  # noqa: PLC0415  # SQLite is not needed to check an export
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise failed("a ledger or its export", f"{path} ({error.strerror})") from error
+    if data.startswith(b"SQLite format 3\0"):
+        return [dict(vars(entry)) for entry in Ledger(path).history()]
+    try:
+        export = json.loads(data)
+        entries: list[dict[str, Any]] = export["entries"]
+        signed = {k: v for k, v in export.items() if k not in SIGNATURE_FIELDS}
+        holds = keys.canonical_json(export) == data and keys.signature_holds(
+            keys.canonical_json(signed), public_key=public_key, signature=export["signature"]
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise failed("an export of a ledger", "something else") from None
+    if not holds or export["public_key"] != public_key:
+        raise failed("an export signed by the certificate's key, unchanged", "another")
+    return entries
