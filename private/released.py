@@ -1,0 +1,184 @@
+"""A finished release and its folder: everything here is post-processing and costs no privacy."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hyperdp import keys
+from hyperdp.certificate import Certificate, read_release
+from hyperdp.errors import UsageError
+from hyperdp.mechanism import STEPS_PER_UNIT
+
+
+class SignalWarning(UserWarning):
+    """The noise drowns whatever the release can say, or its δ is weak."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Release:
+    """The noisy measurement and its certificate; may be published.
+
+    Attributes:
+        certificate: what was promised, and how.
+        sums: int64 [L, k], noisy, in lattice steps.
+        counts: int64 [L], noisy (exact where n is public), in lattice steps.
+    """
+
+    certificate: Certificate
+    sums: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Release:
+        """Read a release; signature and hash are checked.
+
+        Args:
+            folder: with certificate.json and release.safetensors.
+
+        Raises:
+            VerificationError: a byte was changed, or a file is missing.
+        """
+        certificate, sums, counts = read_release(folder)
+        return cls(certificate=certificate, sums=sums, counts=counts)
+
+    def count(self) -> NDArray[np.float64]:
+        """Noisy number of units in each class, float64 [L]; may be negative."""
+        return self.counts / float(self.certificate.spec.count_bound)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the L classes, or None where the release is unlabelled."""
+        return self.certificate.classes or None
+
+    def mean(self) -> Tensor:
+        """Noisy mean clipped embedding of each class.
+
+        Returns:
+            float32 [L, k], in the embedding's units: noisy sum / max(noisy count, 1). Dividing by
+            the true count instead would leave the promise (docs/privacy.md, pitfall 1).
+        """
+        mean = self.sums / STEPS_PER_UNIT / self._divisor()[:, None]  # [L, k]
+        return torch.from_numpy(mean.astype(np.float32))
+
+    def mean_noise_std(self) -> Tensor:
+        """Std of the noise on each coordinate of `mean`, given the noisy count.
+
+        Returns:
+            float32 [L], in the embedding's units: σ / max(noisy count, 1).
+        """
+        sigma = self.certificate.sigma_lattice / STEPS_PER_UNIT
+        return torch.from_numpy((sigma / self._divisor()).astype(np.float32))
+
+    def signal_to_noise(self) -> float:
+        """Best signal-to-noise ratio that the largest class can have.
+
+        Returns:
+            C / (noise std of the mean · √k): the norm of a mean on which all units agree, over the
+            expected norm of its noise.
+        """
+        c = self.certificate
+        return float(c.clip_norm / (self.mean_noise_std().min() * c.embedding_dim**0.5))
+
+    def judge(self, *, allow_weak_delta: bool) -> None:
+        """Warn of a release that is nearly all noise, and refuse one whose δ promises little.
+
+        Both look at noisy values only. n is private, so δ can be compared with 1 / n̂ only when the
+        budget is already spent; the remedy is a smaller δ from the start.
+
+        Raises:
+            UsageError: δ >= 1 / n̂, where n̂ is the noisy number of units, and it is not allowed.
+        """
+        delta, units = self.certificate.delta, max(float(self.count().sum()), 1.0)
+        if delta * units >= 1:
+            if not allow_weak_delta:
+                raise UsageError(
+                    expected=f"delta < 1 / (noisy number of units) = {1 / units:.1e}",
+                    found=f"delta={delta:g}, which allows one unit to be published outright",
+                    todo="The budget is spent and the release was dropped. Make the next one with "
+                    "a smaller delta, or with --allow-weak-delta.",
+                )
+            warnings.warn(
+                f"delta={delta:g} is not below 1/n = {1 / units:.1e}: a weak promise",
+                SignalWarning,
+                stacklevel=3,
+            )
+        if (ratio := self.signal_to_noise()) < 1:
+            warnings.warn(
+                f"signal-to-noise ratio of the mean is at most {ratio:.2g}: too few units for this "
+                "budget; expect little more than the bundle's own average",
+                SignalWarning,
+                stacklevel=3,
+            )
+
+    def _divisor(self) -> NDArray[np.float64]:
+        return np.maximum(self.count(), 1.0)  # [L]
+
+
+@dataclass(frozen=True)
+class NewFolder:
+    """A folder that appears with all of its files, or not at all.
+
+    Attributes:
+        target: where it will be.
+        draft: hidden folder beside it, which holds the files until they are all on disk.
+    """
+
+    target: Path
+    draft: Path
+
+    def publish(self, files: Mapping[str, bytes]) -> None:
+        """Write the files durably and put the folder in its place in one step."""
+        for name, data in files.items():
+            keys.write_durably(self.draft / name, data)
+        self.draft.chmod(0o755)
+        self.draft.rename(self.target)
+        keys.sync_folder(self.target.parent)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[NewFolder]:
+    """Lend a folder to publish into, and take away every trace of it on an error.
+
+    Args:
+        target: must not exist.
+
+    Raises:
+        UsageError: it exists, or the disk refuses.
+    """
+    target = target.expanduser().resolve()
+    try:
+        if target.exists():
+            raise FileExistsError("it exists already")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    folder, started = NewFolder(target, draft), draft.stat().st_ino
+    try:
+        yield folder
+    except BaseException as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if target.exists() and target.stat().st_ino == started:  # ours, published before the error
+            shutil.rmtree(target, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _unwritable(target, error) from None
+        raise
+
+
+def _unwritable(target: Path, error: OSError) -> UsageError:
+    return UsageError(
+        expected=f"a new folder that can be written at {target}",
+        found=error.strerror or str(error),
+        todo="Choose another folder, or make room; a release is never overwritten.",
+    )
