@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,7 +27,37 @@ Delta = Annotated[
     float, typer.Option("--delta", "-d", help="δ of this release; well below 1 / number of units.")
 ]
 LedgerFile = Annotated[
-    Path, typer.Option("--ledger", "-l", help="The ledger that the budget is taken from.")
+    Path | None,
+    typer.Option(
+        "--ledger",
+        "-l",
+        help="The ledger that the budget is taken from; by default this account's own.",
+        show_default=False,
+    ),
+]
+DatasetName = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="What the ledger knows the dataset by; by default its absolute path. Give it the same "
+        "name wherever it lies, or a moved copy is a new dataset with a new budget.",
+        show_default=False,
+    ),
+]
+AdjacencyName = Annotated[
+    Literal["add-remove", "replace-one"],
+    typer.Option(
+        "--adjacency",
+        help="Which datasets count as neighbours: one unit more or less (their number is private), "
+        "or one exchanged (it is public).",
+    ),
+]
+AllowWeakDelta = Annotated[
+    bool,
+    typer.Option(
+        "--allow-weak-delta",
+        help="Keep a release whose δ is not below 1 / number of units: a weak promise.",
+    ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, for scripts.")
@@ -90,3 +120,10 @@ def split_classes(classes: str | None) -> tuple[str, ...] | None:
     if classes is None:
         return None
     return tuple(label.strip() for label in classes.split(",") if label.strip())
+
+
+def default_ledger() -> Path:
+    """The one ledger of this account, wherever a command is called from."""
+    from hyperdp.keys import config_dir
+
+    return config_dir() / "ledger.db"

@@ -90,6 +90,18 @@ class Dataset:
                 if not self.skip_unreadable:
                     raise
 
+    def check(self) -> None:
+        """Read every record and keep none, so that a bad one is found before a budget is spent.
+
+        Where records that cannot be read are left out, there is nothing to find.
+
+        Raises:
+            DataError: as `records` does.
+        """
+        if not self.skip_unreadable:
+            for _ in self.records():
+                pass
+
     def listed(self) -> int:
         """Number of rows in the listing: private, for the operator's progress bar alone."""
         return self._source.count()

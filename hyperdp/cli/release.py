@@ -1,0 +1,61 @@
+"""`hyperdp release`: the one private event."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hyperdp.cli import _options as o
+from hyperdp.cli._releasing import ReleaseRequest, describe, make_release, tell
+
+
+def release_command(
+    data: o.Data,
+    epsilon: o.Epsilon,
+    delta: o.Delta,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to be made for the release.")],
+    bundle: o.BundleName = "glyphs",
+    ledger: o.LedgerFile = None,
+    dataset: o.DatasetName = None,
+    adjacency: o.AdjacencyName = "add-remove",
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    unit_column: o.UnitColumn = None,
+    classes: o.Classes = None,
+    skip_unreadable: o.SkipUnreadable = False,
+    allow_weak_delta: o.AllowWeakDelta = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Measure a private dataset once, with noise: the one DP event.
+
+    The budget is taken from the ledger first, and stays spent if anything fails.
+    A dataset that cannot be read is refused before that, and spends nothing.
+
+    Example: hyperdp release scans/ --epsilon 1 --delta 1e-5 -o out/release
+    """
+    from hyperdp.bundle import load_bundle
+
+    request = ReleaseRequest(
+        data=data,
+        epsilon=epsilon,
+        delta=delta,
+        out=out,
+        ledger=ledger,
+        dataset=dataset,
+        adjacency=adjacency,
+        image_column=image_column,
+        label_column=label_column,
+        unit_column=unit_column,
+        classes=classes,
+        skip_unreadable=skip_unreadable,
+        allow_weak_delta=allow_weak_delta,
+    )
+    facts = describe(make_release(request, load_bundle(bundle)), out)
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    tell(facts)
+    typer.echo(f"Next: hyperdp emit {out} -o ADAPTER")
