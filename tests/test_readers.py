@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reader_samples import (
+
+from hyperdp.private.readers import open_dataset
+from hyperdp.private.readers.rows import as_text
+from tests.reader_samples import (
     LABELS,
     LEVELS,
     SHAPE,
@@ -17,9 +20,6 @@ from reader_samples import (
     write_npz,
     write_parquet_bytes,
 )
-
-from hyperdp.private.readers import open_dataset
-from hyperdp.private.readers.rows import as_text
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)

@@ -9,7 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reader_samples import (
+
+from hyperdp.errors import DataError, UsageError
+from hyperdp.private.readers import open_dataset
+from tests.reader_samples import (
     LEVELS,
     SHAPE,
     WRITERS,
@@ -24,9 +27,6 @@ from reader_samples import (
     write_parquet_bytes,
     write_parquet_shards,
 )
-
-from hyperdp.errors import DataError, UsageError
-from hyperdp.private.readers import open_dataset
 
 
 def refused(path, kind=DataError, **options):

@@ -1,0 +1,199 @@
+"""`hyperdp release` and `hyperdp private`, end to end on a tiny untrained bundle."""
+
+import json
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+
+from hyperdp import budget
+from hyperdp.cli import _releasing
+from hyperdp.cli._app import run
+from hyperdp.ledger import Ledger
+from tests.reader_samples import png, write_parquet_bytes
+from tests.worlds import tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return str(tiny_bundle(tmp_path_factory.mktemp("bundle") / "b").path)
+
+
+@pytest.fixture
+def data(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8)
+    path = tmp_path / "data.npz"
+    np.savez(path, images=images, y=np.arange(300) % 3, user=np.arange(300) // 2)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def operator(tmp_path, monkeypatch):
+    """Keys and the account's own ledger go to a folder of the test."""
+    monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "config"))
+    return tmp_path / "config"
+
+
+def spend(command, data, out, bundle, *more):
+    budget_words = ["--epsilon", "8", "--delta", "1e-5"]
+    return run([command, str(data), *budget_words, "-o", str(out), "-b", bundle, *more])
+
+
+def reserved(operator):
+    """How often a budget was taken from the account's own ledger."""
+    path = operator / "ledger.db"
+    if not path.exists():
+        return 0
+    return sum(entry.kind == "reserve" for entry in Ledger(path).history())
+
+
+def test_a_release_says_what_was_spent_and_can_be_emitted(data, bundle, tmp_path, capsys):
+    out = tmp_path / "release"
+    assert spend("release", data, out, bundle) == 0
+    shown = capsys.readouterr().out
+    assert "epsilon 8, delta 1e-05, add-remove, unit record" in shown
+    assert sorted(path.name for path in out.iterdir()) == [
+        "certificate.json",
+        "release.safetensors",
+    ]
+    assert run(["emit", str(out), "-o", str(tmp_path / "adapter"), "-b", bundle]) == 0
+    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+
+
+def test_json_is_one_object_of_noisy_facts(data, bundle, tmp_path, capsys):
+    words = ["--label-column", "y", "--classes", "0,1,2", "--unit-column", "user", "--json"]
+    assert spend("private", data, tmp_path / "p", bundle, *words) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["epsilon"], facts["delta"], facts["unit"]) == (8.0, 1e-5, "user")
+    assert facts["classes"] == ["0", "1", "2"]
+    assert len(facts["noisy_count"]) == 3
+    assert facts["adapters"] == [str(tmp_path / "p" / "adapter" / name) for name in "012"]
+    for adapter in facts["adapters"]:
+        assert json.loads((tmp_path / adapter / "adapter_config.json").read_text())["peft_type"]
+
+
+def test_private_tells_where_everything_is(data, bundle, tmp_path, capsys):
+    assert spend("private", data, tmp_path / "p", bundle) == 0
+    shown = capsys.readouterr().out
+    assert f"release in {tmp_path / 'p' / 'release'}" in shown
+    assert f"adapter in {tmp_path / 'p' / 'adapter'}" in shown
+
+
+def test_a_dataset_that_says_little_brings_a_warning(bundle, tmp_path, capsys):
+    path, _ = write_parquet_bytes(tmp_path)
+    words = ["--epsilon", "0.1", "--delta", "1e-5", "-o", str(tmp_path / "r"), "-b", bundle]
+    assert run(["release", str(path), *words]) == 0
+    shown = capsys.readouterr().err
+    assert shown.startswith("warning: signal-to-noise ratio")
+    assert ".py:" not in shown
+
+
+def test_the_second_release_of_a_dataset_is_refused_with_3(data, bundle, tmp_path, operator):
+    assert spend("release", data, tmp_path / "1", bundle) == 0
+    assert spend("release", data, tmp_path / "2", bundle) == 3
+    assert not (tmp_path / "2").exists()
+    assert reserved(operator) == 1
+    assert spend("release", data, tmp_path / "3", bundle, "--dataset", "another") == 0
+    assert spend("release", data, tmp_path / "4", bundle, "--ledger", str(tmp_path / "l.db")) == 0
+
+
+def empty_folder(root):
+    (root / "bad").mkdir()
+    return root / "bad", ()
+
+
+def not_an_image(root):
+    (root / "bad").mkdir()
+    (root / "bad" / "1.png").write_bytes(png(1))
+    (root / "bad" / "notes.txt").write_text("hello")
+    return root / "bad", ()
+
+
+def nan_in_an_array(root):
+    np.savez(root / "bad.npz", images=np.full((2, 28, 28), np.nan))
+    return root / "bad.npz", ()
+
+
+def label_missing(root):
+    labels = np.array(["a", "", "b"])
+    np.savez(root / "bad.npz", images=np.zeros((3, 28, 28)), y=labels)
+    return root / "bad.npz", ("--label-column", "y", "--classes", "a,b")
+
+
+def label_outside_the_classes(root):
+    np.savez(root / "bad.npz", images=np.zeros((3, 28, 28)), y=np.array(["a", "b", "c"]))
+    return root / "bad.npz", ("--label-column", "y", "--classes", "a,b")
+
+
+def labels_without_classes(root):
+    np.savez(root / "bad.npz", images=np.zeros((3, 28, 28)), y=np.zeros(3))
+    return root / "bad.npz", ("--label-column", "y")
+
+
+def classes_without_labels(root):
+    np.savez(root / "bad.npz", images=np.zeros((3, 28, 28)))
+    return root / "bad.npz", ("--classes", "a,b")
+
+
+def leaving_out_where_n_is_public(root):
+    np.savez(root / "bad.npz", images=np.zeros((3, 28, 28)))
+    return root / "bad.npz", ("--skip-unreadable", "--adjacency", "replace-one")
+
+
+def no_such_column(root):
+    np.savez(root / "bad.npz", images=np.zeros((3, 28, 28)))
+    return root / "bad.npz", ("--image-column", "pixels")
+
+
+def epsilon_of_nothing(root):
+    np.savez(root / "bad.npz", images=np.zeros((3, 28, 28)))
+    return root / "bad.npz", ("--epsilon", "0")
+
+
+@pytest.mark.parametrize("command", ["release", "private"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        empty_folder,
+        not_an_image,
+        nan_in_an_array,
+        label_missing,
+        label_outside_the_classes,
+        labels_without_classes,
+        classes_without_labels,
+        leaving_out_where_n_is_public,
+        no_such_column,
+        epsilon_of_nothing,
+    ],
+)
+def test_bad_data_ends_with_2_leaves_nothing_and_spends_nothing(
+    write, command, bundle, tmp_path, operator, capsys
+):
+    path, words = write(tmp_path)
+    assert spend(command, path, tmp_path / "out", bundle, *words) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: expected ")
+    assert "; found " in shown.err
+    assert shown.out == ""
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
+    assert reserved(operator) == 0
+
+
+def test_records_that_cannot_be_read_may_be_left_out(bundle, tmp_path):
+    path, _ = not_an_image(tmp_path)
+    assert spend("release", path, tmp_path / "out", bundle, "--skip-unreadable") == 0
+
+
+def test_bundles_that_are_unknown_or_of_another_release(data, bundle, tmp_path, capsys):
+    assert spend("release", data, tmp_path / "r", "nope") == 2
+    assert "'nope'" in capsys.readouterr().err
+    assert spend("release", data, tmp_path / "r", bundle) == 0
+    other = str(tiny_bundle(tmp_path / "other", name="other").path)
+    assert run(["emit", str(tmp_path / "r"), "-o", str(tmp_path / "a"), "-b", other]) == 2
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_adjacencies_offered_are_the_ones_there_are():
+    offered = get_type_hints(_releasing.ReleaseRequest)["adjacency"]
+    assert get_args(offered) == get_args(budget.Adjacency)
