@@ -28,7 +28,9 @@ class Family(Protocol):
     def loss(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Per-record training loss, float32 [B]."""
 
-    def sample(self, count: int, *, seed: int, steps: int, batch_size: int, progress: Progress | None) -> Tensor:
+    def sample(
+        self, count: int, *, seed: int, steps: int, batch_size: int, progress: Progress | None
+    ) -> Tensor:
         """Images float32 [count, C, H, W] in [-1, 1]."""
 
     def sites(self) -> list[str]:
@@ -51,7 +53,11 @@ class UNetFlow:
         self.model: nn.Module = model
         self.scheduler = scheduler
         config: Any = model.config
-        self.image_shape = (int(config.in_channels), int(config.sample_size), int(config.sample_size))
+        self.image_shape = (
+            int(config.in_channels),
+            int(config.sample_size),
+            int(config.sample_size),
+        )
         # The flash kernel's backward pass on CPU costs more than the attention it saves at 7×7.
         for module in model.modules():
             if isinstance(module, Attention):
@@ -60,13 +66,19 @@ class UNetFlow:
     @classmethod
     def create(cls, **unet_config: Any) -> UNetFlow:
         """A freshly initialised base; `unet_config` goes to `UNet2DModel`."""
-        return cls(UNet2DModel(**unet_config), FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000))
+        return cls(
+            UNet2DModel(**unet_config), FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+        )
 
     @classmethod
     def load(cls, folder: Path) -> UNetFlow:
         """Loads `folder/unet` and `folder/scheduler`, weights as float32."""
-        model = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, use_safetensors=True)
-        return cls(model.eval(), FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"))
+        model = UNet2DModel.from_pretrained(
+            folder / "unet", torch_dtype=torch.float32, use_safetensors=True
+        )
+        return cls(
+            model.eval(), FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+        )
 
     def save(self, folder: Path) -> None:
         """Writes `folder/unet` and `folder/scheduler`."""
@@ -125,7 +137,9 @@ class UNetFlow:
         device = next(network.parameters()).device
         batches = []
         for start in range(0, count, batch_size):
-            x = torch.randn((min(batch_size, count - start), *self.image_shape), generator=rng).to(device)
+            x = torch.randn((min(batch_size, count - start), *self.image_shape), generator=rng).to(
+                device
+            )
             self.scheduler.set_timesteps(steps)
             for t in self.scheduler.timesteps:
                 x = self.scheduler.step(network(x, t).sample, t, x, return_dict=False)[0]

@@ -50,7 +50,9 @@ def render_glyph(font_path: str, char: str) -> UInt8Image | None:
     scale = CANVAS_BOX / max(ink.size)
     width, height = (max(1, round(side * scale)) for side in ink.size)
     canvas = Image.new("L", (CANVAS, CANVAS))
-    resized = ink.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+    resized = ink.resize(
+        (width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+    )
     canvas.paste(resized, ((CANVAS - width) // 2, (CANVAS - height) // 2))
     return np.asarray(canvas, dtype=np.uint8)
 

@@ -101,7 +101,8 @@ def train_hyper(config: HyperConfig, folder: Path, corpus: Corpus | None = None,
     base = FAMILIES["unet-flow"].load(Path(config.base))
     base.model.requires_grad_(False)
     sites = base.sites()
-    encoder = Encoder(EncoderConfig(image_shape=base.image_shape, **config.encoder))
+    encoder_values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.encoder.items()}
+    encoder = Encoder(EncoderConfig(image_shape=base.image_shape, **encoder_values))
     k = encoder.config.embed_dim
     hyper = Hypernetwork(HypernetworkConfig(embed_dim=k, **config.hypernetwork), describe_sites(base.model, sites))
     rng = torch.Generator().manual_seed(config.loop.seed + 1)

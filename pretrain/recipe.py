@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from hyperdp.errors import UsageError
+from hyperdp.pretrain.corpus import Corpus, open_corpus, open_sample
 
 RECIPES = Path(__file__).parent / "recipes"
 T = TypeVar("T")
@@ -61,3 +62,17 @@ def build(cls: type[T], values: dict[str, Any]) -> T:
         return cls(**built)
     except TypeError as error:
         raise UsageError(expected=f"every required key of {cls.__name__}", found=str(error), todo="Add it.") from error
+
+
+def open_recipe_corpus(values: dict[str, Any]) -> Corpus:
+    """The corpus that a recipe names; takes the key `corpus` out of `values`.
+
+    `corpus = "glyphs"` (the default) is rendered from the installed fonts into the cache;
+    `corpus = "sample"` is the small one that ships for tests.
+    """
+    name = values.pop("corpus", "glyphs")
+    if name == "sample":
+        return open_sample()
+    if name == "glyphs":
+        return open_corpus()
+    raise UsageError(expected='corpus = "glyphs" or "sample"', found=repr(name), todo="Correct the recipe.")

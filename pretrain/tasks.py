@@ -82,6 +82,8 @@ class TaskSampler:
 
     def _groups(self, key: npt.NDArray[np.int32], least: int | None = None, among: Rows | None = None) -> dict[int, Rows]:
         rows = self.rows if among is None else among
+        if len(rows) == 0:
+            return {}
         order = rows[np.argsort(key[rows], kind="stable")]
         values, starts = np.unique(key[order], return_index=True)
         parts = np.split(order, starts[1:])

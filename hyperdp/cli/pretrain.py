@@ -1,0 +1,85 @@
+"""`hyperdp pretrain`: the public stage. Nothing here reads private data."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+app = typer.Typer(no_args_is_help=True, help="Train a base model or a hypernetwork on public data.")
+
+Recipe = Annotated[str, typer.Argument(help="A recipe: a TOML file, or the name of a shipped one.")]
+Steps = Annotated[int | None, typer.Option(help="Train so many steps in all instead of the recipe's.")]
+
+
+def _output(recipe: str, out: Path | None) -> Path:
+    return out if out is not None else Path("runs") / Path(recipe).stem
+
+
+@app.command("corpus")
+def corpus_command() -> None:
+    """Render the public corpus into the cache (needs the fonts: `make fonts`).
+
+    Example: hyperdp pretrain corpus
+    """
+    from hyperdp.pretrain import corpus
+
+    console = Console(stderr=True)
+    with Progress(console=console) as bar:
+        task = bar.add_task("rendering faces", total=None)
+        found = corpus.open_corpus(lambda done, total: bar.update(task, completed=done, total=total))
+    typer.echo(f"{len(found):,} glyphs, {len(found.names['script'])} scripts, {len(found.names['family'])} families "
+               f"in {corpus.cache_folder()}")  # fmt: skip
+
+
+@app.command("base")
+def base_command(
+    recipe: Recipe = "glyphs-base",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; runs/RECIPE by default.")] = None,
+    steps: Steps = None,
+) -> None:
+    """Train the base model of a recipe; run it again to go on where it stopped.
+
+    Example: hyperdp pretrain base glyphs-base -o runs/base
+    """
+    from hyperdp.pretrain.base import BaseConfig, train_base
+    from hyperdp.pretrain.recipe import build, open_recipe_corpus, read_recipe
+
+    values = read_recipe(recipe, "base")
+    corpus = open_recipe_corpus(values)
+    config = build(BaseConfig, values)
+    if steps is not None:
+        config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=steps))
+    folder = _output(recipe, out)
+    train_base(config, folder, corpus)
+    typer.echo(f"base model in {folder}")
+
+
+@app.command("hyper")
+def hyper_command(
+    recipe: Recipe = "glyphs",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; runs/RECIPE by default.")] = None,
+    base: Annotated[Path | None, typer.Option(help="Folder of the base model instead of the recipe's.")] = None,
+    steps: Steps = None,
+) -> None:
+    """Train encoder and hypernetwork over a base model, and write the bundle.
+
+    Example: hyperdp pretrain hyper glyphs --base runs/base -o runs/glyphs
+    """
+    from hyperdp.pretrain.hyper import HyperConfig, train_hyper
+    from hyperdp.pretrain.recipe import build, open_recipe_corpus, read_recipe
+
+    values = read_recipe(recipe, "hyper")
+    corpus = open_recipe_corpus(values)
+    config = build(HyperConfig, values if base is None else {**values, "base": str(base)})
+    if steps is not None:
+        config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=steps))
+    folder = _output(recipe, out)
+    bundle = train_hyper(config, folder, corpus, command=shlex.join(["hyperdp", *sys.argv[1:]]))
+    typer.echo(f"bundle {bundle.name} ({bundle.hash[:12]}) in {bundle.path}")

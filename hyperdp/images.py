@@ -1,0 +1,55 @@
+"""Image tensors on disk: one file an image, and grids for people to look at."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:
+    """Float [N, C, H, W] in [-1, 1] → uint8 [N, H, W, C]."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return np.asarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def save_images(images: Tensor, folder: Path) -> None:
+    """Writes `00000.png`, `00001.png`, … losslessly.
+
+    Args:
+        images: float [N, C, H, W] in [-1, 1], C 1 or 3.
+        folder: made where it is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, pixels in enumerate(to_uint8(images)):
+        _picture(pixels).save(folder / f"{index:05d}.png")
+
+
+def save_grid(images: Tensor, path: Path, *, columns: int | None = None, zoom: int = 2) -> None:
+    """Writes images side by side as one picture.
+
+    Args:
+        images: float [N, C, H, W] in [-1, 1].
+        path: a `.png` file.
+        columns: images in a row; the nearest to a square when None.
+        zoom: whole-number enlargement.
+    """
+    pixels = to_uint8(images)
+    count, height, width, channels = pixels.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    sheet = np.zeros((rows * columns, height, width, channels), dtype=np.uint8)
+    sheet[:count] = pixels
+    sheet = sheet.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    whole = sheet.reshape(rows * height, columns * width, channels)
+    picture = _picture(whole.repeat(zoom, 0).repeat(zoom, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)

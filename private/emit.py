@@ -1,0 +1,73 @@
+"""From a release to LoRA adapters: post-processing, which reads no private data and costs no privacy."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hyperdp.bundle import Bundle
+from hyperdp.errors import BundleError, UsageError
+from hyperdp.lora import Weights, pick, save_peft
+from hyperdp.private.release import Release
+
+
+def adapter_weights(bundle: Bundle, mean: Tensor, noise_std: Tensor) -> Weights:
+    """ρ(z, noise level) for one or more classes.
+
+    Args:
+        bundle: its hypernetwork.
+        mean: float32 [L, k], noisy mean embeddings.
+        noise_std: float32 [L], noise std per coordinate of `mean`.
+
+    Returns:
+        L adapters, A [1, r, in, …] shared and B [L, out, r].
+    """
+    with torch.no_grad():
+        weights: Weights = bundle.hypernetwork(mean.float(), noise_std.float())
+    return weights
+
+
+def emit_adapter(release: Release | str | Path, bundle: Bundle, out: str | Path) -> list[Path]:
+    """Writes the adapter of a release as a PEFT directory, or one directory for each class.
+
+    Args:
+        release: a release, or the folder it lies in.
+        bundle: the bundle that the release was made with.
+        out: a folder that does not exist or is empty. An unlabelled release is written to it, a
+            labelled one to a folder of it for each class; the certificate goes beside the adapters.
+
+    Returns:
+        The PEFT directories, in the order of the classes.
+
+    Raises:
+        BundleError: the release was made with another bundle.
+        UsageError: `out` holds files already.
+    """
+    source = None if isinstance(release, Release) else Path(release)
+    loaded = release if isinstance(release, Release) else Release.load(Path(release))
+    if loaded.certificate.bundle_hash != bundle.hash:
+        raise BundleError(
+            expected=f"the bundle the release was made with, SHA-256 {loaded.certificate.bundle_hash}",
+            found=f"{bundle.name!r}, SHA-256 {bundle.hash}",
+            todo="Give that bundle with --bundle; another one reads the embedding as something else.",
+        )
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(expected="an empty or new folder to write to", found=str(folder), todo="Choose another --out.")
+    weights = adapter_weights(bundle, loaded.mean(), loaded.mean_noise_std())
+    classes = loaded.classes
+    folders = [folder] if classes is None else [folder / class_folder(name) for name in classes]
+    for group, target in enumerate(folders):
+        save_peft(pick(weights, group), target, base_name=bundle.name)
+    if source is not None:
+        shutil.copyfile(source / "certificate.json", folder / "certificate.json")
+    return folders
+
+
+def class_folder(name: str) -> str:
+    """A folder name for a class: what is not a letter, digit, dot, dash or underscore becomes `_`."""
+    return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"

@@ -1,0 +1,223 @@
+"""The public stage on the shipped sample: corpus, styles, tasks, loop, and the whole pipeline at toy size."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hyperdp.bundle import load_bundle
+from hyperdp.errors import DataError, UsageError
+from hyperdp.pretrain import corpus as corpus_module
+from hyperdp.pretrain.base import BaseConfig, RowSampler, records, train_base
+from hyperdp.pretrain.corpus import PRIVATE_SCRIPTS, RESERVED_SCRIPTS, open_sample
+from hyperdp.pretrain.hyper import HyperConfig, train_hyper
+from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.recipe import build, open_recipe_corpus, read_recipe
+from hyperdp.pretrain.style import Style, draw, draw_style, plain_style
+from hyperdp.pretrain.tasks import TaskMix, TaskPool, TaskSampler
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return open_sample()
+
+
+def test_the_sample_holds_no_private_and_no_reserved_script(corpus):
+    from fontTools.unicodedata import script
+
+    found = {script(c) for c in corpus.names["char"]} | set(corpus.names["script"])
+    assert not found & (PRIVATE_SCRIPTS | RESERVED_SCRIPTS)
+    assert all(name.startswith("Noto") for name in corpus.names["family"])
+
+
+def test_excluded_files_cover_every_private_and_reserved_font():
+    root = corpus_module.FONT_ROOT / "noto"
+    if not root.is_dir():
+        pytest.skip("the fonts are not installed (make fonts)")
+    from fontTools.ttLib import TTFont
+    from fontTools.unicodedata import script
+
+    for path in sorted(root.glob("*-Regular.ttf")):
+        with TTFont(path, lazy=True) as font:
+            scripts = [script(chr(c)) for c in font.getBestCmap() or {}]
+        banned = sum(s in PRIVATE_SCRIPTS | RESERVED_SCRIPTS for s in scripts)
+        if banned > len(scripts) / 3:
+            assert corpus_module.EXCLUDED_FILES.search(path.stem), path.stem
+
+
+def test_missing_fonts_say_how_to_get_them(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(corpus_module, "FONT_ROOT", tmp_path)
+    with pytest.raises(DataError, match="make fonts"):
+        corpus_module.render()
+
+
+def test_corpus_round_trip(corpus, tmp_path: Path):
+    corpus_module.save(corpus, tmp_path)
+    again = corpus_module.load(tmp_path)
+    assert again.names == corpus.names
+    assert np.array_equal(again.ink, corpus.ink)
+    assert np.array_equal(again.split, corpus.split)
+
+
+def test_plain_style_is_the_glyph_format(corpus):
+    """Box 20 pixels and centre of mass in the middle: the format of `hyperdp.glyphs.normalise`."""
+    from hyperdp.glyphs import normalise
+
+    rows = np.arange(0, len(corpus), 37)
+    images = draw(torch.from_numpy(corpus.ink[rows]), torch.from_numpy(corpus.skeleton[rows]),
+                  plain_style(len(rows)), torch.Generator())  # fmt: skip
+    by_pillow = np.stack([normalise(corpus.ink[r]) for r in rows])
+    assert images.shape == by_pillow.shape
+    difference = (images.numpy() - by_pillow) / 2
+    assert np.sqrt((difference**2).mean((1, 2, 3))).mean() < 0.1  # two resamplers, sub-pixel centring in one
+    ink = (images.numpy() + 1) / 2
+    centre = (ink.sum(2) * np.arange(28)).sum((1, 2)) / ink.sum((1, 2, 3))
+    assert np.abs(centre - 13.5).max() < 1.0
+
+
+def test_styles_reach_the_records(corpus):
+    rows = torch.arange(0, 400, 10)
+    ink, skeleton = torch.from_numpy(corpus.ink[rows]), torch.from_numpy(corpus.skeleton[rows])
+
+    def mass(**change: float) -> float:
+        fields = {f.name: getattr(plain_style(len(rows)), f.name) for f in dataclasses.fields(Style)}
+        style = Style(**{**fields, **{k: torch.full((len(rows),), v) for k, v in change.items()}})
+        images = draw(ink, skeleton, style, torch.Generator().manual_seed(0))
+        assert images.abs().max() <= 1 + 1e-5
+        return float((images + 1).mean())
+
+    assert mass(pen=1.0, width_mean=7.0) > 1.3 * mass(pen=1.0, width_mean=2.5)
+    assert mass(bold_mean=0.5) > mass() > mass(bold_mean=-0.5)
+
+
+def test_a_seed_draws_the_same_records(corpus):
+    def once(seed: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(seed)
+        return TaskSampler(corpus, 0, TaskMix()).draw(4, 6, rng)
+
+    assert torch.equal(once(1), once(1))
+    assert not torch.equal(once(1), once(2))
+    assert torch.isfinite(once(1)).all()
+
+
+def test_splits_share_no_script_outside_latin(corpus):
+    train, held_out = (set(corpus.script[corpus.split == s]) for s in (0, 1))
+    assert held_out
+    assert not train & held_out
+    sampler = RowSampler(corpus, 1)
+    drawn = sampler.draw(200, torch.Generator().manual_seed(0))
+    assert set(corpus.script[drawn]) <= held_out
+
+
+def test_pool_renews_itself(corpus):
+    rng = torch.Generator().manual_seed(0)
+    pool = TaskPool(TaskSampler(corpus, 0, TaskMix()), size=6, records=5, fresh=2)
+    assert pool.draw(3, rng).shape == (3, 5, 1, 28, 28)
+    before = pool.images.clone()
+    pool.draw(3, rng)
+    changed = (pool.images != before).flatten(1).any(1)
+    assert changed.sum() == 2
+
+
+def test_styles_are_drawn_within_bounds():
+    style = draw_style(500, torch.Generator().manual_seed(0))
+    assert style.width_mean.min() > 1
+    assert set(style.pen.tolist()) == {0.0, 1.0}
+    assert 0.3 < float(style.pen.mean()) < 0.5
+
+
+def _quadratic(folder: Path, steps: int) -> tuple[nn.Linear, Loop]:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 1)
+
+    def step(rng: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        x = torch.randn(8, 3, generator=rng)
+        return (module(x)[:, 0] - x.sum(1)).square().mean(), {}
+
+    return module, Loop(LoopConfig(steps=steps, lr=0.05, warmup=3, checkpoint_every=7), module, step, folder)
+
+
+def test_a_killed_run_resumed_equals_an_unbroken_one(tmp_path: Path):
+    unbroken, loop = _quadratic(tmp_path / "a", 21)
+    loop.run("a")
+
+    class KilledError(Exception):
+        pass
+
+    _, first = _quadratic(tmp_path / "b", 21)
+    honest = first.step_fn
+
+    def dies(rng: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        if first.done == 17:  # after the checkpoint of step 14
+            raise KilledError
+        return honest(rng)
+
+    first.step_fn = dies
+    with pytest.raises(KilledError):
+        first.run("b")
+    resumed, second = _quadratic(tmp_path / "b", 21)
+    assert second.done == 14
+    second.run("b")
+    assert torch.equal(resumed.weight, unbroken.weight)
+    assert torch.equal(resumed.bias, unbroken.bias)
+
+
+def test_the_loop_learns_and_stops_on_nan(tmp_path: Path):
+    module, loop = _quadratic(tmp_path / "a", 150)
+    loop.run("a")
+    assert (module.weight - 1).abs().max() < 0.1
+    _, broken = _quadratic(tmp_path / "c", 5)
+    broken.step_fn = lambda rng: (module.weight.sum() * float("nan"), {})
+    broken.params = dict(module.named_parameters())
+    with pytest.raises(FloatingPointError, match="step 0"):
+        broken.run("c")
+
+
+def test_recipes_refuse_what_they_do_not_know(tmp_path: Path):
+    with pytest.raises(UsageError, match="Shipped recipes"):
+        read_recipe("nothing", "base")
+    with pytest.raises(UsageError, match="another kind"):
+        read_recipe("glyphs", "base")
+    (tmp_path / "r.toml").write_text("kind = ")
+    with pytest.raises(UsageError, match="valid TOML"):
+        read_recipe(str(tmp_path / "r.toml"), "base")
+    with pytest.raises(UsageError, match="epochs"):
+        build(LoopConfig, {"steps": 1, "epochs": 2})
+    with pytest.raises(UsageError, match="steps"):
+        build(LoopConfig, {})
+    with pytest.raises(UsageError, match="sample"):
+        open_recipe_corpus({"corpus": "cifar"})
+
+
+@pytest.mark.parametrize(("name", "kind", "cls"), [("glyphs-base", "base", BaseConfig), ("glyphs", "hyper", HyperConfig)])
+def test_shipped_recipes_are_valid(name: str, kind: str, cls: type):
+    build(cls, read_recipe(name, kind))
+
+
+def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
+    values = read_recipe("glyphs-tiny-base", "base")
+    corpus = open_recipe_corpus(values)
+    base_config = build(BaseConfig, values)
+    base_config = dataclasses.replace(base_config, loop=dataclasses.replace(base_config.loop, steps=60))
+    family = train_base(base_config, tmp_path / "base", corpus)
+    rng = torch.Generator().manual_seed(3)
+    images = records(corpus, RowSampler(corpus, 1).draw(64, rng), rng)
+    with torch.no_grad():
+        assert family.loss(images, rng).mean() < 0.6  # an untrained base is above 2
+
+    values = read_recipe("glyphs-tiny", "hyper")
+    open_recipe_corpus(values)
+    config = build(HyperConfig, {**values, "base": str(tmp_path / "base")})
+    short = dataclasses.replace(config.loop, steps=12, validate_every=6, checkpoint_every=6)
+    bundle = train_hyper(dataclasses.replace(config, loop=short, pool=10), tmp_path / "hyper", corpus)
+    assert load_bundle(tmp_path / "hyper" / "bundle").hash == bundle.hash
+    log = (tmp_path / "hyper" / "log.jsonl").read_text()
+    assert all(f"val_{name}" in log for name in ("base", "public_mean", "other_task", "hyper"))
+    assert bundle.public_mean.norm() <= config.clip_norm
+    files = {str(p.relative_to(bundle.path)) for p in bundle.path.rglob("*") if p.is_file()}
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
