@@ -7,13 +7,46 @@ no other room.
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hyperdp.budget import PrivacyBudget
+    from hyperdp.bundle import Bundle, load_bundle
+    from hyperdp.certificate import Certificate
+    from hyperdp.ledger import Ledger
+    from hyperdp.private.emit import emit_adapter
+    from hyperdp.private.readers import open_dataset
+    from hyperdp.private.release import Release, release
+    from hyperdp.verification import verify
 
 __version__ = "0.1.0"
 
-_HOMES: dict[str, str] = {}
-"""Public name → module that holds it; a name is listed once its module exists."""
+__all__ = [
+    "Bundle",
+    "Certificate",
+    "Ledger",
+    "PrivacyBudget",
+    "Release",
+    "__version__",
+    "emit_adapter",
+    "load_bundle",
+    "open_dataset",
+    "release",
+    "verify",
+]
 
-__all__ = ["__version__"]
+_HOMES = {
+    "Bundle": "hyperdp.bundle",
+    "Certificate": "hyperdp.certificate",
+    "Ledger": "hyperdp.ledger",
+    "PrivacyBudget": "hyperdp.budget",
+    "Release": "hyperdp.private.release",
+    "emit_adapter": "hyperdp.private.emit",
+    "load_bundle": "hyperdp.bundle",
+    "open_dataset": "hyperdp.private.readers",
+    "release": "hyperdp.private.release",
+    "verify": "hyperdp.verification",
+}
 
 
 def __getattr__(name: str) -> object:
