@@ -97,6 +97,19 @@ def test_the_overview_lists_every_command_with_its_line(capsys):
         assert f"{name} {command.help}" in shown
 
 
+def test_without_words_the_overview_is_shown(capsys):
+    assert run([]) == 0
+    assert "Exit codes" in capsys.readouterr().out
+
+
+def test_what_is_no_command_is_a_fault_of_ours(command, capsys, monkeypatch):
+    monkeypatch.delenv("HYPERDP_DEBUG", raising=False)
+    monkeypatch.setattr("hyperdp.cli._lazy.get_command", lambda _: object())
+    command(lambda: None)
+    assert run(["fake"]) == 1
+    assert "TypeError" in capsys.readouterr().err
+
+
 def test_the_version_is_the_one_of_the_distribution(capsys):
     from importlib.metadata import version
 

@@ -61,7 +61,24 @@ def test_a_release_says_what_was_spent_and_can_be_emitted(data, bundle, tmp_path
 
 
 def test_json_is_one_object_of_noisy_facts(data, bundle, tmp_path, capsys):
-    words = ["--label-column", "y", "--classes", "0,1,2", "--unit-column", "user", "--json"]
+    assert spend("release", data, tmp_path / "r", bundle, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["release"], facts["unit"], facts["classes"]) == (
+        str(tmp_path / "r"),
+        "record",
+        [],
+    )
+    words = [
+        "--dataset",
+        "x",
+        "--label-column",
+        "y",
+        "--classes",
+        "0,1,2",
+        "--unit-column",
+        "user",
+        "--json",
+    ]
     assert spend("private", data, tmp_path / "p", bundle, *words) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["epsilon"], facts["delta"], facts["unit"]) == (8.0, 1e-5, "user")

@@ -29,6 +29,21 @@ from tests.reader_samples import (
 )
 
 
+def test_a_folder_that_may_not_be_listed_is_refused_not_skipped(tmp_path, monkeypatch):
+    path, _ = write_folder(tmp_path)
+
+    def forbidden(folder):
+        if str(folder).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", forbidden)
+    error = refused(path, skip_unreadable=True)
+    assert str(path / "b") in error.expected
+    assert error.found == "Permission denied"
+
+
 def refused(path, kind=DataError, **options):
     """Open and read to the end; return the error that this must end with."""
     with pytest.raises(kind) as caught:
