@@ -39,6 +39,14 @@ def test_every_format_gives_the_same_records_again_and_again(write, tmp_path):
     assert dataset.labels_column_present
 
 
+@pytest.mark.parametrize("shape", [(2, 9, 7), (2, 9, 7, 3), (2, 3, 9, 7), (2, 9, 7, 1)])
+def test_arrays_may_be_grey_or_colour_channels_first_or_last(shape, tmp_path):
+    np.savez(tmp_path / "d.npz", pixels=np.full(shape, 85, np.uint8))
+    dataset = open_dataset(tmp_path / "d.npz", image_shape=(3, 9, 7), image_column="pixels")
+    for record in dataset.records():
+        np.testing.assert_allclose(record.image, np.full((3, 9, 7), 85 / 127.5 - 1), atol=1e-6)
+
+
 def test_without_columns_there_are_neither_labels_nor_units(tmp_path):
     path, _ = write_parquet_bytes(tmp_path)
     dataset = open_dataset(path, image_shape=SHAPE)
@@ -76,6 +84,7 @@ def test_a_loop_of_links_ends(tmp_path):
 @given(st.one_of(st.integers(), st.booleans(), st.text(), st.floats(), st.none(), st.binary()))
 def test_a_label_reads_the_same_from_python_and_numpy(value):
     text = as_text(value)
+    assert as_text(float("nan")) is as_text(np.float32("nan")) is as_text(" ") is None
     assert text is None or text == text.strip() != ""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
         assert as_text(float(value)) == as_text(np.int64(value)) == text == str(value)
