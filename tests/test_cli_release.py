@@ -63,22 +63,10 @@ def test_a_release_says_what_was_spent_and_can_be_emitted(data, bundle, tmp_path
 def test_json_is_one_object_of_noisy_facts(data, bundle, tmp_path, capsys):
     assert spend("release", data, tmp_path / "r", bundle, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["release"], facts["unit"], facts["classes"]) == (
-        str(tmp_path / "r"),
-        "record",
-        [],
-    )
-    words = [
-        "--dataset",
-        "x",
-        "--label-column",
-        "y",
-        "--classes",
-        "0,1,2",
-        "--unit-column",
-        "user",
-        "--json",
-    ]
+    assert facts["release"] == str(tmp_path / "r")
+    assert (facts["unit"], facts["classes"]) == ("record", [])
+    words = ["--label-column", "y", "--classes", "0,1,2", "--unit-column", "user", "--json"]
+    words += ["--dataset", "under another name"]
     assert spend("private", data, tmp_path / "p", bundle, *words) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["epsilon"], facts["delta"], facts["unit"]) == (8.0, 1e-5, "user")
@@ -94,6 +82,16 @@ def test_private_tells_where_everything_is(data, bundle, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert f"release in {tmp_path / 'p' / 'release'}" in shown
     assert f"adapter in {tmp_path / 'p' / 'adapter'}" in shown
+
+
+def test_private_writes_over_nothing_and_finds_out_before_it_spends(
+    data, bundle, tmp_path, operator
+):
+    (tmp_path / "p" / "adapter").mkdir(parents=True)
+    (tmp_path / "p" / "adapter" / "mine").write_text("x")
+    assert spend("private", data, tmp_path / "p", bundle) == 2
+    assert spend("private", data, data, bundle) == 2
+    assert reserved(operator) == 0
 
 
 def test_a_dataset_that_says_little_brings_a_warning(bundle, tmp_path, capsys):

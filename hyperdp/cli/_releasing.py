@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseRequest:
-    """The command line of a release; see `hyperdp release --help` for each."""
+    """The command line of a release; see `hyperdp release --help` for each.
+
+    Raises:
+        UsageError: labels without classes or the other way round; leaving records out where their
+            number is public.
+    """
 
     data: Path
     epsilon: float
@@ -36,13 +41,8 @@ class ReleaseRequest:
     skip_unreadable: bool
     allow_weak_delta: bool
 
-    def check(self) -> None:
-        """Refuse options that contradict each other, before anything is opened.
-
-        Raises:
-            UsageError: labels without classes or the other way round; leaving records out where
-                their number is public.
-        """
+    def __post_init__(self) -> None:
+        # Before anything is opened: options that contradict each other.
         if (self.label_column is None) != (self.classes is None):
             raise UsageError(
                 expected="--label-column and --classes together",
@@ -75,7 +75,6 @@ def make_release(request: ReleaseRequest, bundle: Bundle) -> Release:
     from hyperdp.ledger import Ledger
     from hyperdp.private.release import SignalWarning, release
 
-    request.check()
     budget = PrivacyBudget(
         epsilon=request.epsilon,
         delta=request.delta,

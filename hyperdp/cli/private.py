@@ -10,6 +10,7 @@ import typer
 
 from hyperdp.cli import _options as o
 from hyperdp.cli._releasing import ReleaseRequest, describe, make_release, tell
+from hyperdp.errors import UsageError
 
 
 def private_command(
@@ -55,6 +56,12 @@ def private_command(
         skip_unreadable=skip_unreadable,
         allow_weak_delta=allow_weak_delta,
     )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(
+            expected="an empty or new folder to write to",
+            found=f"'{out}', which holds something",
+            todo="Choose another --out; nothing has been spent.",
+        )
     loaded = load_bundle(bundle)
     facts = describe(make_release(request, loaded), request.out)
     adapters = [str(folder) for folder in emit_adapter(request.out, loaded, out / "adapter")]
