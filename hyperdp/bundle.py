@@ -36,7 +36,9 @@ class BundleConfig:
         image_shape: (C, H, W) of a record.
         sites: LoRA sites, by module name.
         encoder, hypernetwork: their configurations.
-        public_mean: float [k], mean clipped embedding of the public corpus (the control ρ(public mean)).
+        public_mean: float [k], mean clipped embedding of the public corpus, for the control
+            ρ(public mean).
+        other_task_mean: float [k], that of one held-out public task (the control ρ(another task)).
         sampling_steps: Euler steps that the family samples with.
     """
 
@@ -49,6 +51,7 @@ class BundleConfig:
     encoder: dict[str, Any]
     hypernetwork: dict[str, Any]
     public_mean: list[float]
+    other_task_mean: list[float]
     sampling_steps: int = 24
 
 
@@ -79,6 +82,11 @@ class Bundle:
     def public_mean(self) -> Tensor:
         """float32 [k]."""
         return torch.tensor(self.config.public_mean)
+
+    @property
+    def other_task_mean(self) -> Tensor:
+        """float32 [k]."""
+        return torch.tensor(self.config.other_task_mean)
 
     def load_base(self) -> UNetFlow:
         """A fresh copy of the base model, float32, in eval mode."""
@@ -130,18 +138,32 @@ def load_bundle(name_or_path: str | Path = "glyphs") -> Bundle:
         raise BundleError(expected=f"a manifest in {folder / 'bundle.json'}", found=f"{error!r}",
                           todo="Take a fresh copy of the bundle.") from error  # fmt: skip
     if version != FORMAT:
-        raise BundleError(expected=f"bundle format {FORMAT}", found=str(version), todo="Use a fitting hyperdp version.")
+        raise BundleError(
+            expected=f"bundle format {FORMAT}",
+            found=str(version),
+            todo="Use a fitting hyperdp version.",
+        )
     for name, digest in files.items():
         path = folder / name
-        found = _sha256(path) if path.is_file() and path.resolve().is_relative_to(folder.resolve()) else "no such file"
+        found = (
+            _sha256(path)
+            if path.is_file() and path.resolve().is_relative_to(folder.resolve())
+            else "no such file"
+        )
         if found != digest:
-            raise BundleError(expected=f"{name} with SHA-256 {digest}", found=found,
-                              todo="The bundle was changed or cut short: take a fresh copy.")  # fmt: skip
+            raise BundleError(
+                expected=f"{name} with SHA-256 {digest}",
+                found=found,
+                todo="The bundle was changed or cut short: take a fresh copy.",
+            )
     try:
-        return _build(folder, BundleConfig(**{**config, "image_shape": tuple(config["image_shape"])}),
-                      hashlib.sha256(raw).hexdigest())  # fmt: skip
+        return _build(
+            folder,
+            BundleConfig(**{**config, "image_shape": tuple(config["image_shape"])}),
+            hashlib.sha256(raw).hexdigest(),
+        )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise BundleError(expected="weights that fit the manifest", found=f"{type(error).__name__}: {error}"[:300],
+        raise BundleError(expected="weights that fit the manifest", found=repr(error)[:300],
                           todo="Take a fresh copy of the bundle.") from error  # fmt: skip
 
 
@@ -154,10 +176,14 @@ def _build(folder: Path, config: BundleConfig, digest: str) -> Bundle:
     sites = describe_sites(family.model, config.sites)
     hypernetwork = Hypernetwork(HypernetworkConfig(**config.hypernetwork), sites)
     for module, name in ((encoder, "encoder"), (hypernetwork, "hypernetwork")):
-        module.load_state_dict({k: v.float() for k, v in load_file(folder / f"{name}.safetensors").items()})
+        module.load_state_dict(
+            {k: v.float() for k, v in load_file(folder / f"{name}.safetensors").items()}
+        )
         module.eval().requires_grad_(False)
     family.model.requires_grad_(False)
-    bundle = Bundle(config=config, path=folder, hash=digest, encoder=encoder, hypernetwork=hypernetwork)
+    bundle = Bundle(
+        config=config, path=folder, hash=digest, encoder=encoder, hypernetwork=hypernetwork
+    )
     bundle.__dict__["base"] = family
     return bundle
 
@@ -176,7 +202,9 @@ def save_bundle(
     Args:
         folder: made where it is missing.
         config: see `BundleConfig`.
-        encoder, hypernetwork, base: what was trained.
+        encoder: φ as trained.
+        hypernetwork: ρ as trained.
+        base: the base model.
         training: recipe, commit, hardware and curve; goes to `training.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +212,9 @@ def save_bundle(
         save_file(_half(module), folder / f"{name}.safetensors")
     base.save(folder)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    save_file({k: v.half() for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    save_file(
+        {k: v.half() for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"}
+    )
     (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     names = sorted(
         str(p.relative_to(folder))

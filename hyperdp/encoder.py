@@ -1,12 +1,13 @@
-"""The encoder φ: one record → one embedding. Nothing in it looks at another record of the batch."""
+"""The encoder φ: one record → one embedding, without a look at another record of the batch."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,12 @@ class Encoder(nn.Module):
         layers: list[nn.Module] = []
         for stage in config.widths:
             layers += [
-                nn.Conv2d(channels, stage, 3, stride=2, padding=1), nn.GroupNorm(8, stage), nn.SiLU(),
-                nn.Conv2d(stage, stage, 3, padding=1), nn.GroupNorm(8, stage), nn.SiLU(),
+                nn.Conv2d(channels, stage, 3, stride=2, padding=1),
+                nn.GroupNorm(8, stage),
+                nn.SiLU(),
+                nn.Conv2d(stage, stage, 3, padding=1),
+                nn.GroupNorm(8, stage),
+                nn.SiLU(),
             ]  # fmt: skip
             channels, height, width = stage, (height + 1) // 2, (width + 1) // 2
         self.trunk = nn.Sequential(*layers)
@@ -54,11 +59,14 @@ class Encoder(nn.Module):
         Returns:
             float32 [B, k], before clipping; norms are of the order of 1.
         """
-        features = self.norm(F.silu(self.hidden(self.trunk(images).flatten(1))))
-        return self.head(features) / self.config.embed_dim**0.5 * 2.0  # type: ignore[no-any-return]
+        features = self.norm(functional.silu(self.hidden(self.trunk(images).flatten(1))))
+        embeddings: Tensor = self.head(features) * (2.0 / math.sqrt(self.config.embed_dim))
+        return embeddings
 
 
 def clip(embeddings: Tensor, clip_norm: float) -> Tensor:
-    """e · min(1, C / ‖e‖): float32 [..., k] → [..., k]. The training-time twin of the lattice clip."""
+    """Clip to e · min(1, C / ‖e‖), float32 [..., k]: training's twin of the lattice clip."""
     norms = embeddings.norm(dim=-1, keepdim=True)
-    return embeddings * (clip_norm / norms.clamp(min=torch.finfo(torch.float32).tiny)).clamp(max=1.0)
+    return embeddings * (clip_norm / norms.clamp(min=torch.finfo(torch.float32).tiny)).clamp(
+        max=1.0
+    )

@@ -41,10 +41,11 @@ class Family(Protocol):
 
 
 class UNetFlow:
-    """An unconditional `UNet2DModel` trained by flow matching (Lipman et al. 2023, arXiv 2210.02747).
+    """An unconditional `UNet2DModel` trained by flow matching (Lipman et al. 2023, 2210.02747).
 
-    x_s = (1 - s) x_0 + s ε, the model predicts v = ε - x_0 at timestep 1000 s; s is logit-normal in
-    training (Esser et al. 2024, arXiv 2403.03206). Sampling is `FlowMatchEulerDiscreteScheduler`.
+    x_s = (1 - s) x_0 + s ε, the model predicts v = ε - x_0 at timestep 1000 s; s is logit-normal
+    in training (Esser et al. 2024, arXiv 2403.03206). It is sampled with
+    `FlowMatchEulerDiscreteScheduler`.
     """
 
     name = "unet-flow"
@@ -58,8 +59,14 @@ class UNetFlow:
             int(config.sample_size),
             int(config.sample_size),
         )
-        # The flash kernel's backward pass on CPU costs more than the attention it saves at 7×7.
-        for module in model.modules():
+
+    def prepare_training(self) -> None:
+        """Trades the attention kernel for one with a cheaper backward pass on CPU.
+
+        The weights and, up to rounding, the function stay; sampling keeps the stock kernel, so that
+        its images are bit for bit what `diffusers` alone draws.
+        """
+        for module in self.model.modules():
             if isinstance(module, Attention):
                 module.set_processor(AttnProcessor())
 
@@ -105,7 +112,7 @@ class UNetFlow:
         """The same loss at given times `s` [B] in (0, 1) and noise [B, C, H, W]."""
         w = s[:, None, None, None]
         noisy = (1 - w) * images + w * noise
-        velocity = self.model(noisy, s * 1000).sample.float()  # [B, C, H, W]
+        velocity: Tensor = self.model(noisy, s * 1000).sample.float()  # [B, C, H, W]
         return (velocity - (noise - images)).square().mean((1, 2, 3))
 
     @torch.no_grad()
@@ -149,7 +156,7 @@ class UNetFlow:
         return torch.cat(batches)
 
     def sites(self) -> list[str]:
-        """3×3 and shortcut convolutions and time projections of the residual blocks, attention projections."""
+        """Convolutions and time projections of the residual blocks, and attention projections."""
         names = []
         for name, module in self.model.named_modules():
             inside = ".resnets." in name or ".attentions." in name

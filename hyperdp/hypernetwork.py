@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hyperdp.lora import LoraSite, Weights
 
@@ -42,7 +42,7 @@ class _Block(nn.Module):
         self.down = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(F.silu(self.up(self.norm(x))))  # type: ignore[no-any-return]
+        return x + self.down(functional.silu(self.up(self.norm(x))))  # type: ignore[no-any-return]
 
 
 class Hypernetwork(nn.Module):
@@ -66,7 +66,9 @@ class Hypernetwork(nn.Module):
             fan_in = math.prod(site.a_shape)
             self.a.append(nn.Parameter(torch.randn(config.rank, *site.a_shape) / math.sqrt(fan_in)))
             basis = min(config.basis, site.out_features)
-            self.u.append(nn.Parameter(torch.nn.init.orthogonal_(torch.empty(site.out_features, basis))))
+            self.u.append(
+                nn.Parameter(torch.nn.init.orthogonal_(torch.empty(site.out_features, basis)))
+            )
             self.sizes.append(basis * config.rank)
         self.head = nn.Linear(config.bottleneck, sum(self.sizes))
         nn.init.zeros_(self.head.weight)

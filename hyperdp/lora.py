@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hyperdp.errors import UsageError
 
 Weights = dict[str, tuple[Tensor, Tensor]]
-"""Site name → (A, B). A: [G, r, in, …], or [1, r, in, …] shared by all groups; B: [G, out, r]."""
+"""Site name → (A, B). A: [G, r, in, …], or [1, r, in, …] shared by all; B: [G, out, r]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +58,28 @@ def describe_sites(model: nn.Module, names: list[str]) -> list[LoraSite]:
     for name in names:
         module = modules.get(name)
         if isinstance(module, nn.Linear):
-            sites.append(LoraSite(name=name, in_features=module.in_features, out_features=module.out_features, kernel=()))
+            sites.append(
+                LoraSite(
+                    name=name,
+                    in_features=module.in_features,
+                    out_features=module.out_features,
+                    kernel=(),
+                )
+            )
         elif isinstance(module, nn.Conv2d) and module.groups == 1:
             kh, kw = module.kernel_size
             sites.append(
-                LoraSite(name=name, in_features=module.in_channels, out_features=module.out_channels, kernel=(kh, kw))
+                LoraSite(
+                    name=name,
+                    in_features=module.in_channels,
+                    out_features=module.out_channels,
+                    kernel=(kh, kw),
+                )
             )
         else:
             raise UsageError(
-                expected="LoRA sites that are nn.Linear or ungrouped nn.Conv2d modules of the base model",
-                found=f"{name!r}: {type(module).__name__ if module is not None else 'no such module'}",
+                expected="LoRA sites that are nn.Linear or ungrouped nn.Conv2d modules",
+                found=f"{name!r}: {type(module).__name__ if module else 'no such module'}",
                 todo="Use the bundle with the base model it was trained for.",
             )
     return sites
@@ -88,13 +101,23 @@ def lora_output(module: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     if isinstance(module, nn.Conv2d):
         n, c, h, w = x.shape
         if len(a) == 1:
-            low = F.conv2d(x, a[0], None, module.stride, module.padding, module.dilation)  # [G·b, r, h', w']
+            low = functional.conv2d(
+                x, a[0], None, module.stride, module.padding, module.dilation
+            )  # [G·b, r, h', w']
         else:
             per = n // groups
             wide = x.view(groups, per, c, h, w).transpose(0, 1).reshape(per, groups * c, h, w)
-            low = F.conv2d(wide, a.flatten(0, 1), None, module.stride, module.padding, module.dilation, groups)
-            low = low.view(per, groups, rank, *low.shape[2:]).transpose(0, 1).reshape(n, rank, *low.shape[2:])
-        high = torch.matmul(b[:, None], low.reshape(groups, n // groups, rank, -1))  # [G, b, out, h'·w']
+            low = functional.conv2d(
+                wide, a.flatten(0, 1), None, module.stride, module.padding, module.dilation, groups
+            )
+            low = (
+                low.view(per, groups, rank, *low.shape[2:])
+                .transpose(0, 1)
+                .reshape(n, rank, *low.shape[2:])
+            )
+        high = torch.matmul(
+            b[:, None], low.reshape(groups, n // groups, rank, -1)
+        )  # [G, b, out, h'·w']
         return high.view(n, out, *low.shape[2:])
     flat = x.reshape(groups, -1, x.shape[-1])  # [G, b·tokens, in]
     return (flat @ a.transpose(1, 2) @ b.transpose(1, 2)).view(*x.shape[:-1], out)
@@ -104,8 +127,8 @@ def lora_output(module: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def adapters(model: nn.Module, weights: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Hooks G adapters into a model for the time of the context.
 
-    Inside, a batch of G·b records is G groups of b neighbours, and group g sees adapter g. With every
-    record a group of its own (b = 1) the gradients of A and B are exact per-example gradients.
+    Inside, a batch of G·b records is G groups of b neighbours, and group g sees adapter g. With
+    every record a group of its own (b = 1) the gradients of A and B are exact per-example ones.
 
     Args:
         model: the base model.
@@ -132,7 +155,8 @@ def adapters(model: nn.Module, weights: Mapping[str, tuple[Tensor, Tensor]]) -> 
 def pick(weights: Weights, group: int) -> Weights:
     """The adapter of one group, as a batch of one: A [1, r, in, …], B [1, out, r]."""
     return {
-        name: (a if len(a) == 1 else a[group : group + 1], b[group : group + 1]) for name, (a, b) in weights.items()
+        name: (a if len(a) == 1 else a[group : group + 1], b[group : group + 1])
+        for name, (a, b) in weights.items()
     }
 
 
@@ -144,18 +168,24 @@ def save_peft(weights: Weights, folder: Path, *, base_name: str) -> None:
         folder: `adapter_config.json` and `adapter_model.safetensors` go here.
         base_name: what `base_model_name_or_path` says.
     """
-    from peft import LoraConfig
-
     tensors = {}
     for name, (a, b) in weights.items():
         one_a, one_b = a[0], b[0]
         if one_a.dim() == 4:  # a convolution: [r, in, kh, kw]
             one_b = one_b[:, :, None, None]
-        tensors[f"base_model.model.{name}.lora_A.weight"] = one_a.detach().float().cpu().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = one_b.detach().float().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_A.weight"] = (
+            one_a.detach().float().cpu().contiguous()
+        )
+        tensors[f"base_model.model.{name}.lora_B.weight"] = (
+            one_b.detach().float().cpu().contiguous()
+        )
     rank = next(iter(weights.values()))[1].shape[2]
     config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=sorted(weights), base_model_name_or_path=base_name, inference_mode=True
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(weights),
+        base_model_name_or_path=base_name,
+        inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -164,7 +194,10 @@ def save_peft(weights: Weights, folder: Path, *, base_name: str) -> None:
 
 def load_peft(folder: Path) -> Weights:
     """Reads what `save_peft` wrote: A [1, r, in, …], B [1, out, r]."""
-    if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
+    if (
+        not (folder / "adapter_config.json").is_file()
+        or not (folder / "adapter_model.safetensors").is_file()
+    ):
         raise UsageError(
             expected="a PEFT directory with adapter_config.json and adapter_model.safetensors",
             found=str(folder),
@@ -186,7 +219,5 @@ def attach_peft(model: nn.Module, folder: Path) -> nn.Module:
 
     The model is changed in place; give it a copy, or call `.unload()` on what is returned.
     """
-    from peft import PeftModel
-
     attached: nn.Module = PeftModel.from_pretrained(model, folder)
     return attached.eval()

@@ -1,0 +1,1 @@
+"""The public stage: corpus, meta-tasks, base model and hypernetwork. It reads public data only."""

@@ -75,6 +75,7 @@ def train_base(config: BaseConfig, folder: Path, corpus: Corpus | None = None) -
     corpus = corpus_module.open_corpus() if corpus is None else corpus
     torch.manual_seed(config.loop.seed)
     family = FAMILIES[config.family].create(**config.model)
+    family.prepare_training()
     train, held_out = RowSampler(corpus, 0), RowSampler(corpus, 1)
 
     def step(rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -86,7 +87,7 @@ def train_base(config: BaseConfig, folder: Path, corpus: Corpus | None = None) -
         images = records(corpus, held_out.draw(512, rng), rng)
         family.model.eval()
         with torch.no_grad():
-            losses = [family.loss(part, rng).mean() for part in images.split(128)]
+            losses = [family.loss(part, rng).mean() for part in torch.split(images, 128)]
         family.model.train()
         return {"validation_loss": float(torch.stack(losses).mean())}
 

@@ -20,6 +20,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from fontTools.ttLib import TTFont
+from fontTools.unicodedata import script as script_of
+from skimage.morphology import skeletonize
 
 from hyperdp.errors import DataError
 from hyperdp.glyphs import CANVAS, render_glyph
@@ -27,8 +30,12 @@ from hyperdp.glyphs import CANVAS, render_glyph
 FONT_ROOT = Path("/usr/share/fonts/truetype")
 # Private test sets (DESIGN.md §8), ISO 15924 codes, and the sets reserved for acceptance.
 PRIVATE_SCRIPTS = frozenset({"Ethi", "Armn", "Khmr", "Beng"})
-RESERVED_SCRIPTS = frozenset({"Geor", "Geok", "Thai", "Gujr", "Hebr", "Taml"})  # reserved: excluded here
-EXCLUDED_FILES = re.compile(r"Ethiopic|Armenian|Khmer|Bengali|Georgian|Thai|Gujarati|Hebrew|Tamil")  # reserved
+RESERVED_SCRIPTS = frozenset(
+    {"Geor", "Geok", "Thai", "Gujr", "Hebr", "Taml"}
+)  # reserved: excluded here
+EXCLUDED_FILES = re.compile(
+    r"Ethiopic|Armenian|Khmer|Bengali|Georgian|Thai|Gujarati|Hebrew|Tamil"
+)  # reserved
 GLYPHS_PER_SCRIPT = 96
 MAX_FACES = {"latin": 16, "other": 6}
 LATIN_FAMILIES = ("NotoSans", "NotoSansDisplay", "NotoSerif", "NotoSerifDisplay", "NotoSansMono")
@@ -69,13 +76,29 @@ class Corpus:
 
 
 _ARRAYS = (
-    "ink", "skeleton", "script", "family", "face", "char",
-    "weight", "slant", "serif", "condensed", "split",
-)  # fmt: skip
+    "ink",
+    "skeleton",
+    "script",
+    "family",
+    "face",
+    "char",
+    "weight",
+    "slant",
+    "serif",
+    "condensed",
+    "split",
+)
 _WEIGHTS = {
-    "Thin": 100, "ExtraLight": 200, "Light": 300, "Regular": 400, "Medium": 500,
-    "SemiBold": 600, "Bold": 700, "ExtraBold": 800, "Black": 900,
-}  # fmt: skip
+    "Thin": 100,
+    "ExtraLight": 200,
+    "Light": 300,
+    "Regular": 400,
+    "Medium": 500,
+    "SemiBold": 600,
+    "Bold": 700,
+    "ExtraBold": 800,
+    "Black": 900,
+}
 
 
 @dataclass(frozen=True)
@@ -91,28 +114,46 @@ class _Face:
 
 def _noto_face(path: Path) -> _Face:
     family, _, style = path.stem.partition("-")
-    weight = next((w for name, w in sorted(_WEIGHTS.items(), key=lambda i: -len(i[0])) if name in style), 400)
+    weight = next(
+        (w for name, w in sorted(_WEIGHTS.items(), key=lambda i: -len(i[0])) if name in style), 400
+    )
     return _Face(
-        str(path), family, "noto", weight, "Italic" in style or "Slanted" in family,
-        "Serif" in family, "Condensed" in style,
-    )  # fmt: skip
+        str(path),
+        family,
+        "noto",
+        weight,
+        "Italic" in style or "Slanted" in family,
+        "Serif" in family,
+        "Condensed" in style,
+    )
 
 
 def _aenigma_face(path: Path) -> _Face:
     # One designer draws outline, bold and italic variants under one stem: keep them together.
-    stem = re.sub(r"(bold|ital|italic|outline|hollow|shadow|obl|solid|wide|[0-9]+|[ibosf]{1,2})$", "", path.stem.lower())
+    stem = re.sub(
+        r"(bold|ital|italic|outline|hollow|shadow|obl|solid|wide|[0-9]+|[ibosf]{1,2})$",
+        "",
+        path.stem.lower(),
+    )
     name = path.stem.lower()
-    return _Face(str(path), f"aenigma-{(stem or name)[:5]}", "aenigma", 700 if "b" in name[-2:] else 400,
-                 "i" in name[-2:], False, False)  # fmt: skip
+    return _Face(
+        str(path),
+        f"aenigma-{(stem or name)[:5]}",
+        "aenigma",
+        700 if "b" in name[-2:] else 400,
+        "i" in name[-2:],
+        False,
+        False,
+    )
 
 
 def _faces() -> list[_Face]:
     noto, aenigma = FONT_ROOT / "noto", FONT_ROOT / "aenigma"
     if not noto.is_dir() or not aenigma.is_dir():
         raise DataError(
-            expected=f"the fonts of fonts-noto-core, fonts-noto-extra and fonts-aenigma under {FONT_ROOT}",
+            expected=f"the Noto and aenigma fonts under {FONT_ROOT}",
             found="no noto or no aenigma folder there",
-            todo="Install them (`make fonts`, or apt-get install fonts-noto-core fonts-noto-extra fonts-aenigma).",
+            todo="Install them: `make fonts` (fonts-noto-core, fonts-noto-extra, fonts-aenigma).",
         )
     by_family: dict[str, list[_Face]] = defaultdict(list)
     for path in sorted(noto.glob("*.ttf")):
@@ -129,9 +170,6 @@ def _faces() -> list[_Face]:
 
 def _characters(face: _Face) -> list[tuple[str, str]]:
     """The (character, script) pairs of one face that enter the corpus."""
-    from fontTools.ttLib import TTFont
-    from fontTools.unicodedata import script as script_of
-
     with TTFont(face.path, lazy=True) as font:
         covered = sorted(font.getBestCmap() or {})
     if face.source == "aenigma":
@@ -140,23 +178,31 @@ def _characters(face: _Face) -> list[tuple[str, str]]:
     for code in covered:
         char = chr(code)
         name = script_of(char)
-        if code < 0x80 or name in PRIVATE_SCRIPTS | RESERVED_SCRIPTS | {"Zinh", "Zzzz"} or 0xE000 <= code < 0xF900:
+        if (
+            code < 0x80
+            or name in PRIVATE_SCRIPTS | RESERVED_SCRIPTS | {"Zinh", "Zzzz"}
+            or 0xE000 <= code < 0xF900
+        ):
             continue
         by_script[name].append(char)
     latin = face.family in LATIN_FAMILIES
     pairs = [(c, "Latn") for c in ALPHANUMERIC if latin and ord(c) in covered]
     for name, chars in by_script.items():
         wanted = {"Grek", "Cyrl"} if latin else set(by_script) - {"Latn"}
-        if name not in wanted or (name == "Zyyy" and not re.search("Symbols|Math|Music", face.family)):
+        if name not in wanted or (
+            name == "Zyyy" and not re.search("Symbols|Math|Music", face.family)
+        ):
             continue
-        keep = np.unique(np.linspace(0, len(chars) - 1, min(GLYPHS_PER_SCRIPT, len(chars))).round().astype(int))
+        keep = np.unique(
+            np.linspace(0, len(chars) - 1, min(GLYPHS_PER_SCRIPT, len(chars))).round().astype(int)
+        )
         pairs += [(chars[i], name) for i in keep]
     return pairs
 
 
-def _render_face(face: _Face) -> list[tuple[str, str, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
-    from skimage.morphology import skeletonize
-
+def _render_face(
+    face: _Face,
+) -> list[tuple[str, str, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
     rows = []
     for char, script in _characters(face):
         ink = render_glyph(face.path, char)
@@ -193,30 +239,44 @@ def render(progress: Progress | None = None, *, faces: list[_Face] | None = None
     rows: list[tuple[_Face, str, str]] = []
     inks, skeletons = [], []
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for done, (face, result) in enumerate(zip(faces, pool.map(_render_face, faces, chunksize=4), strict=True)):
+        for done, (face, result) in enumerate(
+            zip(faces, pool.map(_render_face, faces, chunksize=4), strict=True)
+        ):
             for char, script, ink, skeleton in result:
                 rows.append((face, char, script))
                 inks.append(ink)
                 skeletons.append(skeleton)
             if progress is not None:
                 progress(done + 1, len(faces))
-    script, script_names = _index([s for _, _, s in rows])
+    script_id, script_names = _index([s for _, _, s in rows])
     family, family_names = _index([f.family for f, _, _ in rows])
     face_id, face_names = _index([Path(f.path).stem for f, _, _ in rows])
-    char, char_names = _index([c for _, c, _ in rows])
-    held_script = np.array([n not in {"Latn", "Grek", "Cyrl"} and _held_out("script:" + n, 10) for n in script_names])
-    held_family = np.array([n.startswith("aenigma-") and _held_out("family:" + n, 10) for n in family_names])
+    char_id, char_names = _index([c for _, c, _ in rows])
+    held_script = np.array(
+        [n not in {"Latn", "Grek", "Cyrl"} and _held_out("script:" + n, 10) for n in script_names]
+    )
+    held_family = np.array(
+        [n.startswith("aenigma-") and _held_out("family:" + n, 10) for n in family_names]
+    )
     return Corpus(
         ink=np.stack(inks).reshape(-1, CANVAS, CANVAS),
         skeleton=np.stack(skeletons).reshape(-1, CANVAS, CANVAS),
-        script=script, family=family, face=face_id, char=char,
+        script=script_id,
+        family=family,
+        face=face_id,
+        char=char_id,
         weight=np.array([f.weight for f, _, _ in rows], dtype=np.int16),
         slant=np.array([f.slant for f, _, _ in rows]),
         serif=np.array([f.serif for f, _, _ in rows]),
         condensed=np.array([f.condensed for f, _, _ in rows]),
-        split=(held_script[script] | held_family[family]).astype(np.int8),
-        names={"script": script_names, "family": family_names, "face": face_names, "char": char_names},
-    )  # fmt: skip
+        split=(held_script[script_id] | held_family[family]).astype(np.int8),
+        names={
+            "script": script_names,
+            "family": family_names,
+            "face": face_names,
+            "char": char_names,
+        },
+    )
 
 
 def save(corpus: Corpus, folder: Path) -> None:
@@ -230,7 +290,11 @@ def save(corpus: Corpus, folder: Path) -> None:
 def load(folder: Path) -> Corpus:
     """Reads what `save` wrote; large arrays stay memory-mapped."""
     arrays: dict[str, Any] = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="r" if name in {"ink", "skeleton"} else None, allow_pickle=False)
+        name: np.load(
+            folder / f"{name}.npy",
+            mmap_mode="r" if name in {"ink", "skeleton"} else None,
+            allow_pickle=False,
+        )
         for name in _ARRAYS
     }
     return Corpus(**arrays, names=json.loads((folder / "names.json").read_text()))
@@ -260,7 +324,9 @@ def open_sample() -> Corpus:
     return Corpus(**arrays, names=json.loads((SAMPLE / "names.json").read_text()))
 
 
-def save_sample(corpus: Corpus, folder: Path, *, per_script: int = 60, latin: int = 1500, seed: int = 0) -> Corpus:
+def save_sample(
+    corpus: Corpus, folder: Path, *, per_script: int = 60, latin: int = 1500, seed: int = 0
+) -> Corpus:
     """Cuts the sample out of the corpus and writes it: Noto glyphs only, both splits.
 
     Args:
@@ -275,7 +341,11 @@ def save_sample(corpus: Corpus, folder: Path, *, per_script: int = 60, latin: in
     chosen = []
     for split, count in ((0, 16), (1, 3)):
         pool = noto & (corpus.split == split)
-        scripts = [s for s in range(len(corpus.names["script"])) if (pool & (corpus.script == s)).sum() >= 40]
+        scripts = [
+            s
+            for s in range(len(corpus.names["script"]))
+            if (pool & (corpus.script == s)).sum() >= 40
+        ]
         latn = corpus.names["script"].index("Latn")
         for script in rng.permutation([s for s in scripts if s != latn])[:count]:
             rows = np.nonzero(pool & (corpus.script == script))[0]
@@ -285,7 +355,9 @@ def save_sample(corpus: Corpus, folder: Path, *, per_script: int = 60, latin: in
             chosen.append(rng.choice(rows, min(latin, len(rows)), replace=False))
     rows = np.sort(np.concatenate(chosen))
     tables: dict[str, list[str]] = {}
-    arrays: dict[str, npt.NDArray[Any]] = {name: np.asarray(getattr(corpus, name)[rows]) for name in _ARRAYS}
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: np.asarray(getattr(corpus, name)[rows]) for name in _ARRAYS
+    }
     for kind in ("script", "family", "face", "char"):
         used, arrays[kind] = np.unique(arrays[kind], return_inverse=True)
         arrays[kind] = arrays[kind].astype(np.int32)
@@ -293,4 +365,4 @@ def save_sample(corpus: Corpus, folder: Path, *, per_script: int = 60, latin: in
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / "glyphs.npz", **arrays)  # type: ignore[arg-type]
     (folder / "names.json").write_text(json.dumps(tables, ensure_ascii=False))
-    return Corpus(**{name: arrays[name] for name in _ARRAYS}, names=tables)  # type: ignore[arg-type]
+    return Corpus(**{name: arrays[name] for name in _ARRAYS}, names=tables)

@@ -1,10 +1,11 @@
-"""Trains encoder and hypernetwork end to end on meta-tasks, through the frozen base model's own loss."""
+"""Trains encoder and hypernetwork end to end on meta-tasks, through the base model's own loss."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import platform
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hyperdp.bundle import Bundle, BundleConfig, save_bundle
 from hyperdp.encoder import Encoder, EncoderConfig, clip
@@ -36,11 +37,14 @@ class HyperConfig:
         name: of the bundle.
         base: folder of the base model (`hyperdp pretrain base`).
         tasks, queries: G and b of a step.
-        support: records whose mean embedding conditions the task; `support_grad` of them carry gradients.
-        noise_low, noise_high: range of the noise std of the mean, log-uniform; n = 64…10⁵ and ε = 0.1…16.
+        support: records whose mean embedding conditions the task.
+        support_grad: how many of them carry gradients.
+        noise_low, noise_high: range of the noise std of the mean, log-uniform: what n = 64…10⁵ and
+            ε = 0.1…16 produce.
         pool, fresh: see `TaskPool`.
-        codebook, codebook_weight: size of the k-means codebook whose cells the code must foretell for
-            unseen records of the task, and the weight of that auxiliary cross entropy.
+        codebook: size of the k-means codebook whose cells the code must foretell for unseen records
+            of the task.
+        codebook_weight: weight of that auxiliary cross entropy.
         clip_norm: C.
     """
 
@@ -69,23 +73,27 @@ class Codebook(nn.Module):
 
     def __init__(self, bottleneck: int, cells: int, images: Tensor) -> None:
         super().__init__()
-        pixels = F.avg_pool2d(images, 2).flatten(1).numpy()
-        kmeans = faiss.Kmeans(pixels.shape[1], cells, niter=12, seed=0, verbose=False, min_points_per_centroid=1)
+        pixels = functional.avg_pool2d(images, 2).flatten(1).numpy()
+        kmeans = faiss.Kmeans(
+            pixels.shape[1], cells, niter=12, seed=0, verbose=False, min_points_per_centroid=1
+        )
         kmeans.train(np.ascontiguousarray(pixels))
         self.register_buffer("centroids", torch.from_numpy(np.array(kmeans.centroids)))
         self.head = nn.Sequential(nn.Linear(bottleneck, 256), nn.SiLU(), nn.Linear(256, cells))
 
     def loss(self, code: Tensor, images: Tensor) -> Tensor:
-        """Cross entropy of the cells of `images` [G, N, C, H, W] under the head's reading of `code` [G, d]."""
+        """Cross entropy of the cells of `images` [G, N, C, H, W] given `code` [G, d]."""
         groups, count = images.shape[:2]
-        pixels = F.avg_pool2d(images.flatten(0, 1), 2).flatten(1)
+        pixels = functional.avg_pool2d(images.flatten(0, 1), 2).flatten(1)
         cell = torch.cdist(pixels, self.centroids).argmin(1).view(groups, count)  # type: ignore[arg-type]
-        log_p = F.log_softmax(self.head(code).float(), 1)  # [G, cells]
+        log_p = functional.log_softmax(self.head(code).float(), 1)  # [G, cells]
         return -log_p.gather(1, cell).mean()
 
 
-def train_hyper(config: HyperConfig, folder: Path, corpus: Corpus | None = None, command: str = "") -> Bundle:
-    """Trains (or goes on training) encoder and hypernetwork, and writes the bundle to `folder/bundle`.
+def train_hyper(
+    config: HyperConfig, folder: Path, corpus: Corpus | None = None, command: str = ""
+) -> Bundle:
+    """Trains (or goes on training) encoder and hypernetwork; the bundle goes to `folder/bundle`.
 
     Args:
         config: the recipe.
@@ -99,27 +107,40 @@ def train_hyper(config: HyperConfig, folder: Path, corpus: Corpus | None = None,
     corpus = corpus_module.open_corpus() if corpus is None else corpus
     torch.manual_seed(config.loop.seed)
     base = FAMILIES["unet-flow"].load(Path(config.base))
+    base.prepare_training()
     base.model.requires_grad_(False)
     sites = base.sites()
-    encoder_values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.encoder.items()}
+    encoder_values: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in config.encoder.items()
+    }
     encoder = Encoder(EncoderConfig(image_shape=base.image_shape, **encoder_values))
     k = encoder.config.embed_dim
-    hyper = Hypernetwork(HypernetworkConfig(embed_dim=k, **config.hypernetwork), describe_sites(base.model, sites))
+    hyper = Hypernetwork(
+        HypernetworkConfig(embed_dim=k, **config.hypernetwork), describe_sites(base.model, sites)
+    )
     rng = torch.Generator().manual_seed(config.loop.seed + 1)
     marginal = records(corpus, RowSampler(corpus, 0).draw(max(2048, 8 * config.codebook), rng), rng)
     codebook = Codebook(hyper.config.bottleneck, config.codebook, marginal)
     module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "codebook": codebook})
     sampler = TaskSampler(corpus, 0, config.mix)
-    pool = TaskPool(sampler, size=config.pool, fresh=config.fresh,
-                    records=config.support + max(config.queries, 32))  # fmt: skip
+    pool = TaskPool(
+        sampler,
+        size=config.pool,
+        fresh=config.fresh,
+        records=config.support + max(config.queries, 32),
+    )
 
     def embed(images: Tensor) -> Tensor:
-        """Mean clipped embedding: [G, K, C, H, W] → [G, k]; the first `support_grad` records carry gradients."""
+        """Mean clipped embedding, [G, K, C, H, W] → [G, k]; the first records carry gradients."""
         groups, count = images.shape[:2]
         grad = min(config.support_grad, count)
-        first = clip(encoder(images[:, :grad].flatten(0, 1)).float(), config.clip_norm).view(groups, grad, k)
+        first = clip(encoder(images[:, :grad].flatten(0, 1)).float(), config.clip_norm).view(
+            groups, grad, k
+        )
         with torch.no_grad():
-            rest = clip(encoder(images[:, grad:].flatten(0, 1)).float(), config.clip_norm).view(groups, -1, k)
+            rest = clip(encoder(images[:, grad:].flatten(0, 1)).float(), config.clip_norm).view(
+                groups, -1, k
+            )
         return torch.cat([first, rest], 1).mean(1)
 
     def step(rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -134,30 +155,56 @@ def train_hyper(config: HyperConfig, folder: Path, corpus: Corpus | None = None,
         with adapters(base.model, weights):
             flow = base.loss(queries, rng).mean()
         cells = codebook.loss(hyper.code(mean, noise_std), unseen)
-        return flow + config.codebook_weight * cells, {"flow": float(flow.detach()), "cells": float(cells.detach())}
+        return flow + config.codebook_weight * cells, {
+            "flow": float(flow.detach()),
+            "cells": float(cells.detach()),
+        }
 
     validation = Validation(config, corpus, base, encoder, hyper)
     loop = Loop(config.loop, module, step, folder, validation)
     loop.run("hypernetwork")
     module.eval()
     bundle_config = BundleConfig(
-        name=config.name, family=base.name, embed_dim=k, clip_norm=config.clip_norm, image_shape=base.image_shape,
-        sites=sites, encoder=dataclasses.asdict(encoder.config), hypernetwork=dataclasses.asdict(hyper.config),
-        public_mean=validation.public_mean().tolist(), sampling_steps=config.sampling_steps,
-    )  # fmt: skip
+        name=config.name,
+        family=base.name,
+        embed_dim=k,
+        clip_norm=config.clip_norm,
+        image_shape=base.image_shape,
+        sites=sites,
+        encoder=dataclasses.asdict(encoder.config),
+        hypernetwork=dataclasses.asdict(hyper.config),
+        public_mean=validation.public_mean().tolist(),
+        other_task_mean=validation.task_means()[0].tolist(),
+        sampling_steps=config.sampling_steps,
+    )
     training = {
-        "recipe": dataclasses.asdict(config), "command": command, "commit": _commit(), "hardware": _hardware(),
-        "seconds": round(loop.seconds), "curve": (folder / "log.jsonl").read_text().splitlines(),
-    }  # fmt: skip
-    return save_bundle(folder / "bundle", bundle_config, encoder=encoder, hypernetwork=hyper, base=base,
-                       training=training)  # fmt: skip
+        "recipe": dataclasses.asdict(config),
+        "command": command,
+        "commit": _commit(),
+        "hardware": _hardware(),
+        "seconds": round(loop.seconds),
+        "curve": (folder / "log.jsonl").read_text().splitlines(),
+    }
+    return save_bundle(
+        folder / "bundle",
+        bundle_config,
+        encoder=encoder,
+        hypernetwork=hyper,
+        base=base,
+        training=training,
+    )
 
 
 class Validation:
     """The validation line: loss on held-out tasks under ρ(z) and under the two controls."""
 
     def __init__(
-        self, config: HyperConfig, corpus: Corpus, base: UNetFlow, encoder: Encoder, hyper: Hypernetwork,
+        self,
+        config: HyperConfig,
+        corpus: Corpus,
+        base: UNetFlow,
+        encoder: Encoder,
+        hyper: Hypernetwork,
         *, tasks: int = 32, queries: int = 8, noise_std: float = 0.015,
     ) -> None:  # fmt: skip
         self.config, self.base, self.encoder, self.hyper = config, base, encoder, hyper
@@ -170,15 +217,26 @@ class Validation:
     @torch.no_grad()
     def public_mean(self) -> Tensor:
         """Mean clipped embedding of the training corpus, float32 [k]."""
-        parts = [clip(self.encoder(part).float(), self.config.clip_norm) for part in self.marginal.split(256)]
+        parts = [
+            clip(self.encoder(part).float(), self.config.clip_norm)
+            for part in torch.split(self.marginal, 256)
+        ]
         return torch.cat(parts).mean(0)
+
+    @torch.no_grad()
+    def task_means(self) -> Tensor:
+        """Mean clipped embedding of each validation task, float32 [T, k]."""
+        support = self.images[:, : self.config.support]
+        return torch.stack(
+            [clip(self.encoder(task).float(), self.config.clip_norm).mean(0) for task in support]
+        )
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         """Figures `val_base`, `val_public_mean`, `val_other_task`, `val_hyper`."""
         tasks = len(self.images)
-        support, queries = self.images[:, : self.config.support], self.images[:, self.config.support :].flatten(0, 1)
-        means = torch.stack([clip(self.encoder(task).float(), self.config.clip_norm).mean(0) for task in support])
+        queries = self.images[:, self.config.support :].flatten(0, 1)
+        means = self.task_means()
         rng = torch.Generator().manual_seed(8)
         noisy = means + self.noise_std * torch.randn(means.shape, generator=rng)
         level = torch.full((tasks,), self.noise_std)
@@ -190,7 +248,11 @@ class Validation:
             values = []
             for start in range(0, tasks, 8):
                 part = slice(start * self.queries, (start + 8) * self.queries)
-                weights = {} if mean is None else self.hyper(mean[start : start + 8], noise_level[start : start + 8])
+                weights = (
+                    {}
+                    if mean is None
+                    else self.hyper(mean[start : start + 8], noise_level[start : start + 8])
+                )
                 with adapters(self.base.model, weights):
                     values.append(self.base.loss_at(queries[part], s[part], noise[part]).mean())
             return float(torch.stack(values).mean())
@@ -204,12 +266,16 @@ class Validation:
 
 
 def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    found = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603
     return found.stdout.strip() or "unknown"
 
 
 def _hardware() -> str:
-    cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").is_file() else platform.processor()  # fmt: skip
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{cpu}, {torch.get_num_threads()} threads, {gpu}"
+    return f"{(models or [platform.processor()])[0]}, {torch.get_num_threads()} threads, {gpu}"

@@ -1,10 +1,9 @@
-"""The training loop of the public stage: AdamW, warm-up and cosine, EMA, checkpoint, exact resume."""
+"""The training loop of the public stage: AdamW, cosine, EMA, checkpoint, exact resume."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -73,11 +73,20 @@ class Loop:
         folder: Path,
         validate: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        self.config, self.module, self.step_fn, self.folder, self.validate = config, module, step, folder, validate
+        self.config, self.module, self.step_fn, self.folder, self.validate = (
+            config,
+            module,
+            step,
+            folder,
+            validate,
+        )
         self.params = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
-            self.params.values(), lr=config.lr, betas=(0.9, config.beta2),
-            weight_decay=config.weight_decay, fused=True,
+            self.params.values(),
+            lr=config.lr,
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.average = {n: p.detach().clone() for n, p in self.params.items()}
         self.rng = torch.Generator().manual_seed(config.seed)
@@ -98,8 +107,14 @@ class Loop:
     def run(self, title: str) -> None:
         """Trains until `steps`; the averaged weights are in the module afterwards."""
         c = self.config
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                   TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))  # fmt: skip
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
         smooth: dict[str, float] = {}
         device = next(iter(self.params.values())).device.type
         with Progress(*columns) as bar:
@@ -114,19 +129,31 @@ class Loop:
                 loss.backward()  # type: ignore[no-untyped-call]
                 norm = nn.utils.clip_grad_norm_(list(self.params.values()), c.clip)
                 if not torch.isfinite(norm):
-                    raise FloatingPointError(f"gradient norm {norm} at step {self.done}; lower lr or the noise")
+                    raise FloatingPointError(
+                        f"gradient norm {norm} at step {self.done}; lower lr or the noise"
+                    )
                 self.optimizer.step()
                 self.done += 1
                 self._average()
                 self.seconds += time.monotonic() - began
                 for name, value in {"loss": float(loss.detach()), **figures}.items():
-                    smooth[name] = value if name not in smooth else 0.98 * smooth[name] + 0.02 * value
+                    smooth[name] = (
+                        value if name not in smooth else 0.98 * smooth[name] + 0.02 * value
+                    )
                 if self.done % 20 == 0:
-                    bar.update(task, completed=self.done, figures=" ".join(f"{k} {v:.4f}" for k, v in smooth.items()))
+                    bar.update(
+                        task,
+                        completed=self.done,
+                        figures=" ".join(f"{k} {v:.4f}" for k, v in smooth.items()),
+                    )
                 if self.done % 100 == 0:
                     self._log({"step": self.done, "seconds": round(self.seconds, 1), **smooth})
-                if self.validate is not None and (self.done % c.validate_every == 0 or self.done == c.steps):
-                    self._log({"step": self.done, "seconds": round(self.seconds, 1), **self.validated()})
+                if self.validate is not None and (
+                    self.done % c.validate_every == 0 or self.done == c.steps
+                ):
+                    self._log(
+                        {"step": self.done, "seconds": round(self.seconds, 1), **self.validated()}
+                    )
                 if self.done % c.checkpoint_every == 0 or self.done == c.steps:
                     self._save()
         self.use_average()
@@ -152,7 +179,9 @@ class Loop:
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.config.ema, (1 + self.done) / (10 + self.done))
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.params.values()], 1 - decay)
+        torch._foreach_lerp_(
+            list(self.average.values()), [p.detach() for p in self.params.values()], 1 - decay
+        )
 
     def _log(self, row: dict[str, Any]) -> None:
         with (self.folder / "log.jsonl").open("a") as file:
@@ -167,12 +196,12 @@ class Loop:
             tensors[f"exp_avg/{name}"] = state["exp_avg"].contiguous()
             tensors[f"exp_avg_sq/{name}"] = state["exp_avg_sq"].contiguous()
         temporary = self.folder / (CHECKPOINT + ".tmp")
-        save_file(tensors, temporary, metadata={"done": str(self.done), "seconds": str(self.seconds)})
-        os.replace(temporary, self.folder / CHECKPOINT)
+        save_file(
+            tensors, temporary, metadata={"done": str(self.done), "seconds": str(self.seconds)}
+        )
+        temporary.replace(self.folder / CHECKPOINT)
 
     def _resume(self) -> None:
-        from safetensors import safe_open
-
         path = self.folder / CHECKPOINT
         with safe_open(path, "pt") as file:
             metadata = file.metadata()

@@ -32,14 +32,23 @@ def read_recipe(name_or_path: str, kind: str) -> dict[str, Any]:
         path = RECIPES / f"{name_or_path}.toml"
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise UsageError(expected="a recipe: a TOML file or a shipped name", found=f"{name_or_path!r}",
-                         todo=f"Shipped recipes: {shipped}.")  # fmt: skip
+        raise UsageError(
+            expected="a recipe: a TOML file or a shipped name",
+            found=f"{name_or_path!r}",
+            todo=f"Shipped recipes: {shipped}.",
+        )
     try:
         recipe = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(expected="valid TOML", found=f"{error} in {path}", todo="Mend the file.") from error
+        raise UsageError(
+            expected="valid TOML", found=f"{error} in {path}", todo="Mend the file."
+        ) from error
     if recipe.pop("kind", None) != kind:
-        raise UsageError(expected=f'kind = "{kind}" in {path}', found="another kind", todo="Choose a fitting recipe.")
+        raise UsageError(
+            expected=f'kind = "{kind}" in {path}',
+            found="another kind",
+            todo="Choose a fitting recipe.",
+        )
     return recipe
 
 
@@ -52,16 +61,25 @@ def build(cls: type[T], values: dict[str, Any]) -> T:
     hints = get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
-        raise UsageError(expected=f"keys of {cls.__name__}: {', '.join(sorted(known))}", found=", ".join(unknown),
-                         todo="Remove or rename them.")  # fmt: skip
+        raise UsageError(
+            expected=f"keys of {cls.__name__}: {', '.join(sorted(known))}",
+            found=", ".join(unknown),
+            todo="Remove or rename them.",
+        )
     built = {}
     for key, value in values.items():
         hint = hints[key]
-        built[key] = build(hint, value) if dataclasses.is_dataclass(hint) and isinstance(value, dict) else value
+        built[key] = (
+            build(hint, value)
+            if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict)
+            else value
+        )
     try:
         return cls(**built)
     except TypeError as error:
-        raise UsageError(expected=f"every required key of {cls.__name__}", found=str(error), todo="Add it.") from error
+        raise UsageError(
+            expected=f"every required key of {cls.__name__}", found=str(error), todo="Add it."
+        ) from error
 
 
 def open_recipe_corpus(values: dict[str, Any]) -> Corpus:
@@ -75,4 +93,6 @@ def open_recipe_corpus(values: dict[str, Any]) -> Corpus:
         return open_sample()
     if name == "glyphs":
         return open_corpus()
-    raise UsageError(expected='corpus = "glyphs" or "sample"', found=repr(name), todo="Correct the recipe.")
+    raise UsageError(
+        expected='corpus = "glyphs" or "sample"', found=repr(name), todo="Correct the recipe."
+    )

@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from hyperdp.glyphs import CANVAS, IMAGE_BOX, IMAGE_SIZE
 
@@ -57,7 +57,9 @@ def plain_style(count: int) -> Style:
     """The font's ink as it is, `count` times."""
     zero = torch.zeros(count)
     values = {f.name: zero for f in fields(Style)}
-    return Style(**{**values, "hardness": torch.full((count,), 6.0), "width_mean": torch.full((count,), 4.0)})
+    return Style(
+        **{**values, "hardness": torch.full((count,), 6.0), "width_mean": torch.full((count,), 4.0)}
+    )
 
 
 def draw_style(count: int, rng: torch.Generator, *, plain: float = 0.35, pen: float = 0.4) -> Style:
@@ -108,8 +110,8 @@ def _blur(images: Tensor, sigma: Tensor) -> Tensor:
     kernel = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
     kernel = kernel / kernel.sum(1, keepdim=True)  # [N, taps]
     n = len(images)
-    x = F.conv2d(images[None], kernel[:, None, :, None], padding=(half, 0), groups=n)
-    return F.conv2d(x, kernel[:, None, None, :], padding=(0, half), groups=n)[0]
+    x = functional.conv2d(images[None], kernel[:, None, :, None], padding=(half, 0), groups=n)
+    return functional.conv2d(x, kernel[:, None, None, :], padding=(0, half), groups=n)[0]
 
 
 def _pen(skeleton: Tensor, width: Tensor, hardness: Tensor) -> Tensor:
@@ -146,16 +148,19 @@ def _normalise(images: Tensor) -> Tensor:
     zoom = side / IMAGE_BOX * IMAGE_SIZE  # canvas pixels that the output spans
     theta[:, 0, 0], theta[:, 1, 1] = zoom / width, zoom / height
     theta[:, 0, 2], theta[:, 1, 2] = (cx + 0.5) / width * 2 - 1, (cy + 0.5) / height * 2 - 1
-    grid = F.affine_grid(theta, [n, 1, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE], align_corners=False)
-    fine = F.grid_sample(images[:, None], grid, align_corners=False)
-    return F.avg_pool2d(fine, 2) * 2 - 1
+    grid = functional.affine_grid(
+        theta, [n, 1, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE], align_corners=False
+    )
+    fine = functional.grid_sample(images[:, None], grid, align_corners=False)
+    return functional.avg_pool2d(fine, 2) * 2 - 1
 
 
 def draw(ink: Tensor, skeleton: Tensor, style: Style, rng: torch.Generator) -> Tensor:
     """Draws one record per row.
 
     Args:
-        ink: uint8 [N, 48, 48]. skeleton: uint8 [N, 48, 48].
+        ink: uint8 [N, 48, 48], 255 = ink.
+        skeleton: uint8 [N, 48, 48], its medial axis.
         style: fields [N], the style of each record's task.
         rng: CPU generator; each record takes its own deviation from the style.
 
@@ -185,12 +190,19 @@ def draw(ink: Tensor, skeleton: Tensor, style: Style, rng: torch.Generator) -> T
     aspect = deviate(style.aspect_mean, style.aspect_std).clamp(-0.6, 0.6)
     bent = torch.nonzero((angle.abs() + shear.abs() + aspect.abs() + style.elastic) > 1e-3)[:, 0]
     if len(bent):
-        images[bent] = _bend(images[bent], angle[bent], shear[bent], aspect[bent], style.elastic[bent], rng)
+        images[bent] = _bend(
+            images[bent], angle[bent], shear[bent], aspect[bent], style.elastic[bent], rng
+        )
     return _normalise(images)
 
 
 def _bend(
-    images: Tensor, angle: Tensor, shear: Tensor, aspect: Tensor, elastic: Tensor, rng: torch.Generator
+    images: Tensor,
+    angle: Tensor,
+    shear: Tensor,
+    aspect: Tensor,
+    elastic: Tensor,
+    rng: torch.Generator,
 ) -> Tensor:
     n = len(images)
     cos, sin = torch.cos(angle), torch.sin(angle)
@@ -200,9 +212,11 @@ def _bend(
     theta[:, 0, 0], theta[:, 0, 1] = cos / stretch, (sin + shear) / stretch
     theta[:, 1, 0], theta[:, 1, 1] = -sin * stretch, cos * stretch
     theta = theta * zoom[:, None, None]
-    grid = F.affine_grid(theta, [n, 1, CANVAS, CANVAS], align_corners=False)
+    grid = functional.affine_grid(theta, [n, 1, CANVAS, CANVAS], align_corners=False)
     coarse = torch.randn(n, 2, _ELASTIC_GRID, _ELASTIC_GRID, generator=rng)
-    field = F.interpolate(coarse, size=(CANVAS, CANVAS), mode="bicubic", align_corners=True)
+    field = functional.interpolate(
+        coarse, size=(CANVAS, CANVAS), mode="bicubic", align_corners=True
+    )
     amplitude = elastic * 2 / CANVAS
     grid = grid + (field * amplitude[:, None, None, None]).permute(0, 2, 3, 1)
-    return F.grid_sample(images[:, None], grid, align_corners=False)[:, 0]
+    return functional.grid_sample(images[:, None], grid, align_corners=False)[:, 0]

@@ -59,10 +59,7 @@ class TaskSampler:
         latin = corpus.names["script"].index("Latn") if "Latn" in corpus.names["script"] else -1
         named = [n in {"Latn", "Grek", "Cyrl"} for n in corpus.names["script"]]
         in_named = np.array(named)[corpus.script[self.rows]]
-        self.chars = {
-            c: rows
-            for c, rows in self._groups(corpus.char, least=8, among=self.rows[in_named]).items()
-        }
+        self.chars = dict(self._groups(corpus.char, least=8, among=self.rows[in_named]).items())
         char_names = corpus.names["char"]
         table = {char_names[c]: c for c in self.chars}
         self.digits = [table[d] for d in "0123456789" if d in table]
@@ -75,12 +72,18 @@ class TaskSampler:
         self.attributes = [
             rows
             for mask in (
-                corpus.weight >= 700, corpus.weight <= 300, corpus.slant, corpus.serif, corpus.condensed,
+                corpus.weight >= 700,
+                corpus.weight <= 300,
+                corpus.slant,
+                corpus.serif,
+                corpus.condensed,
             )
             if len(rows := self.rows[mask[self.rows]]) >= min_pool
         ]  # fmt: skip
 
-    def _groups(self, key: npt.NDArray[np.int32], least: int | None = None, among: Rows | None = None) -> dict[int, Rows]:
+    def _groups(
+        self, key: npt.NDArray[np.int32], least: int | None = None, among: Rows | None = None
+    ) -> dict[int, Rows]:
         rows = self.rows if among is None else among
         if len(rows) == 0:
             return {}
@@ -97,7 +100,9 @@ class TaskSampler:
         pixels = self.corpus.ink[rows].reshape(-1, 12, 4, 12, 4).mean((2, 4)).reshape(len(rows), -1)
         pixels = np.ascontiguousarray(pixels / 255, dtype=np.float32)
         count = max(1, min(clusters, len(rows) // 40))
-        kmeans = faiss.Kmeans(pixels.shape[1], count, niter=10, seed=0, verbose=False, min_points_per_centroid=1)
+        kmeans = faiss.Kmeans(
+            pixels.shape[1], count, niter=10, seed=0, verbose=False, min_points_per_centroid=1
+        )
         kmeans.train(pixels)
         label = kmeans.index.search(pixels, 1)[1][:, 0]
         return [part for c in range(count) if len(part := rows[label == c]) >= self.min_pool]
@@ -136,11 +141,20 @@ class TaskSampler:
             group = self.cases[int(rng.integers(2))]
         else:
             source = self.digits if rng.random() < 0.4 and len(self.digits) > 2 else chars
-            group = [int(c) for c in rng.choice(source, min(len(source), int(rng.integers(2, 9))), replace=False)]
+            group = [
+                int(c)
+                for c in rng.choice(
+                    source, min(len(source), int(rng.integers(2, 9))), replace=False
+                )
+            ]
         pool = np.concatenate([self.chars[c] for c in group])
         if rng.random() < 0.4:  # a few families rather than all of them
             family = self.corpus.family[pool]
-            keep = rng.choice(np.unique(family), min(len(np.unique(family)), int(rng.integers(6, 60))), replace=False)
+            keep = rng.choice(
+                np.unique(family),
+                min(len(np.unique(family)), int(rng.integers(6, 60))),
+                replace=False,
+            )
             few = pool[np.isin(family, keep)]
             if len(few) >= self.min_pool:
                 return few
@@ -164,7 +178,9 @@ class TaskSampler:
             parts = 2 if numpy_rng.random() < self.mix.mixture else 1
             share = numpy_rng.uniform(0.2, 0.8)
             own_style = numpy_rng.random() < 0.5
-            second = numpy_rng.random(records) < share if parts == 2 else np.zeros(records, dtype=bool)
+            second = (
+                numpy_rng.random(records) < share if parts == 2 else np.zeros(records, dtype=bool)
+            )
             for part, mask in enumerate((~second, second)):
                 if mask.any():
                     rows[g, mask] = numpy_rng.choice(self._pool(numpy_rng), int(mask.sum()))
@@ -201,7 +217,10 @@ class TaskPool:
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """Float32 [count, records, C, H, W]: tasks from the pool, records in random order."""
         if self.images is None:
-            drawn = [self.sampler.draw(min(8, self.size - i), self.records, rng) for i in range(0, self.size, 8)]
+            drawn = [
+                self.sampler.draw(min(8, self.size - i), self.records, rng)
+                for i in range(0, self.size, 8)
+            ]
             self.images = torch.cat(drawn)
         new = self.sampler.draw(self.fresh, self.records, rng)
         for task in new:

@@ -1,4 +1,4 @@
-"""From a release to LoRA adapters: post-processing, which reads no private data and costs no privacy."""
+"""From a release to LoRA adapters: post-processing, which reads no private data."""
 
 from __future__ import annotations
 
@@ -51,13 +51,17 @@ def emit_adapter(release: Release | str | Path, bundle: Bundle, out: str | Path)
     loaded = release if isinstance(release, Release) else Release.load(Path(release))
     if loaded.certificate.bundle_hash != bundle.hash:
         raise BundleError(
-            expected=f"the bundle the release was made with, SHA-256 {loaded.certificate.bundle_hash}",
-            found=f"{bundle.name!r}, SHA-256 {bundle.hash}",
-            todo="Give that bundle with --bundle; another one reads the embedding as something else.",
+            expected=f"the bundle the release was made with, {loaded.certificate.bundle_hash}",
+            found=f"{bundle.name!r}, {bundle.hash}",
+            todo="Give that bundle with --bundle; another one reads z as something else.",
         )
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(expected="an empty or new folder to write to", found=str(folder), todo="Choose another --out.")
+        raise UsageError(
+            expected="an empty or new folder to write to",
+            found=str(folder),
+            todo="Choose another --out.",
+        )
     weights = adapter_weights(bundle, loaded.mean(), loaded.mean_noise_std())
     classes = loaded.classes
     folders = [folder] if classes is None else [folder / class_folder(name) for name in classes]
@@ -69,5 +73,5 @@ def emit_adapter(release: Release | str | Path, bundle: Bundle, out: str | Path)
 
 
 def class_folder(name: str) -> str:
-    """A folder name for a class: what is not a letter, digit, dot, dash or underscore becomes `_`."""
+    """A folder name for a class: `_` for what is no letter, digit, dot, dash or underscore."""
     return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"

@@ -34,8 +34,16 @@ def test_stock_diffusers_loads_the_base(tmp_path: Path):
     assert all(torch.equal(v, own[k]) for k, v in unet.state_dict().items())
 
 
-@pytest.mark.parametrize("file", ["encoder.safetensors", "hypernetwork.safetensors", "training.json",
-                                  "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "file",
+    [
+        "encoder.safetensors",
+        "hypernetwork.safetensors",
+        "training.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+    ],
+)
 def test_one_changed_byte_is_refused(tmp_path: Path, file: str):
     tiny_bundle(tmp_path / "b")
     path = tmp_path / "b" / file

@@ -1,4 +1,4 @@
-"""The flow-matching family: its loss by hand, its sampler deterministic, its sites all adaptable."""
+"""The flow-matching family: its loss by hand, its sampler repeatable, its sites adaptable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from tests.worlds import tiny_family
 def test_loss_is_the_flow_matching_loss():
     family = tiny_family()
     torch.manual_seed(0)
-    x0, noise, s = torch.randn(3, 1, 28, 28), torch.randn(3, 1, 28, 28), torch.tensor([0.1, 0.5, 0.9])
+    x0, noise, s = (
+        torch.randn(3, 1, 28, 28),
+        torch.randn(3, 1, 28, 28),
+        torch.tensor([0.1, 0.5, 0.9]),
+    )
     with torch.no_grad():
         found = family.loss_at(x0, s, noise)
         for i in range(3):

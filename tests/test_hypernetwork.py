@@ -1,4 +1,4 @@
-"""The hypernetwork: zero at the start, a function of each task alone, awake to z and to the noise level."""
+"""The hypernetwork: zero at the start, a function of each task alone, awake to all it is told."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tests.worlds import tiny_family, tiny_hypernetwork
 def test_delta_w_is_zero_at_the_start():
     family = tiny_family()
     hypernetwork = Hypernetwork(
-        HypernetworkConfig(embed_dim=8, width=16, depth=1, bottleneck=8), describe_sites(family.model, family.sites())
+        HypernetworkConfig(embed_dim=8, width=16, depth=1, bottleneck=8),
+        describe_sites(family.model, family.sites()),
     )
     weights = hypernetwork(torch.randn(2, 8), torch.tensor([0.01, 0.1]))
     x, t = torch.randn(2, 1, 28, 28), torch.tensor([10.0, 900.0])

@@ -52,13 +52,17 @@ def test_batched_equals_weights_merged_by_hand(world):
         modules[name].weight.data += delta.view_as(modules[name].weight)
     part = slice(g * PER_GROUP, (g + 1) * PER_GROUP)
     with torch.no_grad():
-        torch.testing.assert_close(together[part], model(x[part], t[part]).sample, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            together[part], model(x[part], t[part]).sample, rtol=0, atol=1e-5
+        )
 
 
 def test_an_a_for_each_group_equals_a_shared_one(world):
     family, weights, x, t = world
     own = {n: (a.expand(GROUPS, *a.shape[1:]).contiguous(), b) for n, (a, b) in weights.items()}
-    torch.testing.assert_close(_batched(family, own, x, t), _batched(family, weights, x, t), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        _batched(family, own, x, t), _batched(family, weights, x, t), rtol=0, atol=1e-5
+    )
 
 
 def test_adapters_change_the_model_and_leave_no_trace(world):
@@ -71,7 +75,7 @@ def test_adapters_change_the_model_and_leave_no_trace(world):
 
 
 def test_hooks_go_when_the_forward_pass_fails(world):
-    family, weights, x, t = world
+    family, weights, _x, t = world
     with pytest.raises(RuntimeError), adapters(family.model, weights):
         family.model(torch.randn(2, 5, 28, 28), t[:2])
     assert all(len(m._forward_hooks) == 0 for m in family.model.modules())
@@ -86,7 +90,11 @@ def test_peft_reads_what_we_write_and_computes_the_same(world, tmp_path: Path):
     with torch.no_grad():
         by_peft = attached(x[part], t[part]).sample
     torch.testing.assert_close(_batched(family, weights, x, t)[part], by_peft, rtol=0, atol=1e-5)
-    adapted = {name for name, module in attached.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    adapted = {
+        name
+        for name, module in attached.base_model.model.named_modules()
+        if hasattr(module, "lora_A")
+    }
     assert adapted == set(family.sites())
 
 
@@ -108,13 +116,18 @@ def test_every_record_its_own_group_gives_per_example_gradients():
     b = {s.name: torch.randn(s.out_features, 2) * 0.1 for s in sites}
     x, t = torch.randn(4, 1, 28, 28), torch.rand(4) * 1000
     own = {
-        n: (a[n].expand(4, *a[n].shape).clone().requires_grad_(), b[n].expand(4, *b[n].shape).clone().requires_grad_())
+        n: (
+            a[n].expand(4, *a[n].shape).clone().requires_grad_(),
+            b[n].expand(4, *b[n].shape).clone().requires_grad_(),
+        )
         for n in a
     }
     with adapters(family.model, own):
         family.model(x, t).sample.square().mean((1, 2, 3)).sum().backward()
     for i in range(4):
-        alone = {n: (a[n][None].clone().requires_grad_(), b[n][None].clone().requires_grad_()) for n in a}
+        alone = {
+            n: (a[n][None].clone().requires_grad_(), b[n][None].clone().requires_grad_()) for n in a
+        }
         with adapters(family.model, alone):
             family.model(x[i : i + 1], t[i : i + 1]).sample.square().mean().backward()
         for n in a:

@@ -1,4 +1,4 @@
-"""The public stage on the shipped sample: corpus, styles, tasks, loop, and the whole pipeline at toy size."""
+"""The public stage on the shipped sample: corpus, styles, tasks, loop, and all of it, small."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def test_plain_style_is_the_glyph_format(corpus):
     by_pillow = np.stack([normalise(corpus.ink[r]) for r in rows])
     assert images.shape == by_pillow.shape
     difference = (images.numpy() - by_pillow) / 2
-    assert np.sqrt((difference**2).mean((1, 2, 3))).mean() < 0.1  # two resamplers, sub-pixel centring in one
+    assert (
+        np.sqrt((difference**2).mean((1, 2, 3))).mean() < 0.1
+    )  # two resamplers, sub-pixel centring in one
     ink = (images.numpy() + 1) / 2
     centre = (ink.sum(2) * np.arange(28)).sum((1, 2)) / ink.sum((1, 2, 3))
     assert np.abs(centre - 13.5).max() < 1.0
@@ -85,7 +87,9 @@ def test_styles_reach_the_records(corpus):
     ink, skeleton = torch.from_numpy(corpus.ink[rows]), torch.from_numpy(corpus.skeleton[rows])
 
     def mass(**change: float) -> float:
-        fields = {f.name: getattr(plain_style(len(rows)), f.name) for f in dataclasses.fields(Style)}
+        fields = {
+            f.name: getattr(plain_style(len(rows)), f.name) for f in dataclasses.fields(Style)
+        }
         style = Style(**{**fields, **{k: torch.full((len(rows),), v) for k, v in change.items()}})
         images = draw(ink, skeleton, style, torch.Generator().manual_seed(0))
         assert images.abs().max() <= 1 + 1e-5
@@ -139,7 +143,9 @@ def _quadratic(folder: Path, steps: int) -> tuple[nn.Linear, Loop]:
         x = torch.randn(8, 3, generator=rng)
         return (module(x)[:, 0] - x.sum(1)).square().mean(), {}
 
-    return module, Loop(LoopConfig(steps=steps, lr=0.05, warmup=3, checkpoint_every=7), module, step, folder)
+    return module, Loop(
+        LoopConfig(steps=steps, lr=0.05, warmup=3, checkpoint_every=7), module, step, folder
+    )
 
 
 def test_a_killed_run_resumed_equals_an_unbroken_one(tmp_path: Path):
@@ -194,7 +200,9 @@ def test_recipes_refuse_what_they_do_not_know(tmp_path: Path):
         open_recipe_corpus({"corpus": "cifar"})
 
 
-@pytest.mark.parametrize(("name", "kind", "cls"), [("glyphs-base", "base", BaseConfig), ("glyphs", "hyper", HyperConfig)])
+@pytest.mark.parametrize(
+    ("name", "kind", "cls"), [("glyphs-base", "base", BaseConfig), ("glyphs", "hyper", HyperConfig)]
+)
 def test_shipped_recipes_are_valid(name: str, kind: str, cls: type):
     build(cls, read_recipe(name, kind))
 
@@ -203,7 +211,9 @@ def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
     values = read_recipe("glyphs-tiny-base", "base")
     corpus = open_recipe_corpus(values)
     base_config = build(BaseConfig, values)
-    base_config = dataclasses.replace(base_config, loop=dataclasses.replace(base_config.loop, steps=60))
+    base_config = dataclasses.replace(
+        base_config, loop=dataclasses.replace(base_config.loop, steps=60)
+    )
     family = train_base(base_config, tmp_path / "base", corpus)
     rng = torch.Generator().manual_seed(3)
     images = records(corpus, RowSampler(corpus, 1).draw(64, rng), rng)
@@ -214,7 +224,9 @@ def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
     open_recipe_corpus(values)
     config = build(HyperConfig, {**values, "base": str(tmp_path / "base")})
     short = dataclasses.replace(config.loop, steps=12, validate_every=6, checkpoint_every=6)
-    bundle = train_hyper(dataclasses.replace(config, loop=short, pool=10), tmp_path / "hyper", corpus)
+    bundle = train_hyper(
+        dataclasses.replace(config, loop=short, pool=10), tmp_path / "hyper", corpus
+    )
     assert load_bundle(tmp_path / "hyper" / "bundle").hash == bundle.hash
     log = (tmp_path / "hyper" / "log.jsonl").read_text()
     assert all(f"val_{name}" in log for name in ("base", "public_mean", "other_task", "hyper"))

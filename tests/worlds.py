@@ -1,4 +1,4 @@
-"""A small world for tests: a base, an encoder and a hypernetwork of toy size, with random weights."""
+"""A small world for tests: base, encoder and hypernetwork of toy size, with random weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def tiny_hypernetwork(family: UNetFlow, embed_dim: int = 8, *, awake: bool = Tru
     """A hypernetwork whose heads are not zero any more, so that its adapters do something."""
     torch.manual_seed(1)
     sites = describe_sites(family.model, family.sites())
-    config = HypernetworkConfig(embed_dim=embed_dim, rank=3, basis=8, width=16, depth=1, bottleneck=8)
+    config = HypernetworkConfig(
+        embed_dim=embed_dim, rank=3, basis=8, width=16, depth=1, bottleneck=8
+    )
     hypernetwork = Hypernetwork(config, sites)
     if awake:
         torch.nn.init.normal_(hypernetwork.head.weight, std=0.3)
@@ -60,13 +62,24 @@ def tiny_bundle(folder: Path, embed_dim: int = 8, *, name: str = "tiny") -> Bund
         clip_norm=1.0,
         image_shape=(1, 28, 28),
         sites=family.sites(),
-        encoder={"image_shape": [1, 28, 28], "embed_dim": embed_dim, "widths": [8, 16], "hidden": 16},
+        encoder={
+            "image_shape": [1, 28, 28],
+            "embed_dim": embed_dim,
+            "widths": [8, 16],
+            "hidden": 16,
+        },
         hypernetwork={
             "embed_dim": embed_dim, "rank": 3, "basis": 8, "width": 16, "depth": 1, "bottleneck": 8,
         },
         public_mean=[0.1] * embed_dim,
+        other_task_mean=[-0.1] * embed_dim,
         sampling_steps=3,
     )  # fmt: skip
     return save_bundle(
-        folder, config, encoder=encoder, hypernetwork=hypernetwork, base=family, training={"recipe": "a test"}
+        folder,
+        config,
+        encoder=encoder,
+        hypernetwork=hypernetwork,
+        base=family,
+        training={"recipe": "a test"},
     )

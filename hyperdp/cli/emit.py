@@ -12,8 +12,12 @@ import typer
 def emit_command(
     release: Annotated[Path, typer.Argument(help="Folder of a release.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the PEFT adapter to.")],
-    bundle: Annotated[str, typer.Option("--bundle", "-b", help="Name or folder of the bundle.")] = "glyphs",
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    bundle: Annotated[
+        str, typer.Option("--bundle", "-b", help="Name or folder of the bundle.")
+    ] = "glyphs",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was written as JSON.")
+    ] = False,
 ) -> None:
     """Turn a release into a PEFT adapter (one for each class of a labelled release).
 

@@ -15,7 +15,9 @@ from rich.progress import Progress
 app = typer.Typer(no_args_is_help=True, help="Train a base model or a hypernetwork on public data.")
 
 Recipe = Annotated[str, typer.Argument(help="A recipe: a TOML file, or the name of a shipped one.")]
-Steps = Annotated[int | None, typer.Option(help="Train so many steps in all instead of the recipe's.")]
+Steps = Annotated[
+    int | None, typer.Option(help="Train so many steps in all instead of the recipe's.")
+]
 
 
 def _output(recipe: str, out: Path | None) -> Path:
@@ -33,15 +35,22 @@ def corpus_command() -> None:
     console = Console(stderr=True)
     with Progress(console=console) as bar:
         task = bar.add_task("rendering faces", total=None)
-        found = corpus.open_corpus(lambda done, total: bar.update(task, completed=done, total=total))
-    typer.echo(f"{len(found):,} glyphs, {len(found.names['script'])} scripts, {len(found.names['family'])} families "
-               f"in {corpus.cache_folder()}")  # fmt: skip
+        found = corpus.open_corpus(
+            lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    typer.echo(
+        f"{len(found):,} glyphs, {len(found.names['script'])} scripts, "
+        f"{len(found.names['family'])} families "
+        f"in {corpus.cache_folder()}"
+    )
 
 
 @app.command("base")
 def base_command(
     recipe: Recipe = "glyphs-base",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; runs/RECIPE by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder; runs/RECIPE by default.")
+    ] = None,
     steps: Steps = None,
 ) -> None:
     """Train the base model of a recipe; run it again to go on where it stopped.
@@ -64,8 +73,12 @@ def base_command(
 @app.command("hyper")
 def hyper_command(
     recipe: Recipe = "glyphs",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; runs/RECIPE by default.")] = None,
-    base: Annotated[Path | None, typer.Option(help="Folder of the base model instead of the recipe's.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder; runs/RECIPE by default.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Folder of the base model instead of the recipe's.")
+    ] = None,
     steps: Steps = None,
 ) -> None:
     """Train encoder and hypernetwork over a base model, and write the bundle.

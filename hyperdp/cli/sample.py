@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
 
 
 def sample_command(
-    adapter: Annotated[Path, typer.Argument(help="A PEFT directory, or a folder with one for each class.")],
+    adapter: Annotated[
+        Path, typer.Argument(help="A PEFT directory, or a folder with one for each class.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images and `grid.png`.")],
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images of each adapter.")] = 100,
-    bundle: Annotated[str, typer.Option("--bundle", "-b", help="Name or folder of the bundle.")] = "glyphs",
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="Images of each adapter.")
+    ] = 100,
+    bundle: Annotated[
+        str, typer.Option("--bundle", "-b", help="Name or folder of the bundle.")
+    ] = "glyphs",
     seed: Annotated[int, typer.Option(help="Of the starting noise; it protects nothing.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; the bundle's own by default.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampling steps; the bundle's own by default.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was written as JSON.")
+    ] = False,
 ) -> None:
     """Draw images from an adapter; of a labelled release, a folder of images for each class.
 
@@ -41,16 +63,31 @@ def sample_command(
             found=str(adapter),
             todo="Make one with `hyperdp emit`.",
         )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(
+            expected="an empty or new folder for the images",
+            found=str(out),
+            todo="Choose another --out; images are never overwritten.",
+        )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     written = {}
     with Progress(*columns, console=Console(stderr=True)) as bar:
         for name, source in sources.items():
             task = bar.add_task(f"sampling {name}".strip(), total=count)
             base = loaded.load_base()
             images = base.sample(
-                count, seed=seed, steps=steps or loaded.config.sampling_steps, batch_size=batch_size,
-                model=attach_peft(base.model, source), progress=lambda done, _, t=task: bar.update(t, completed=done),
-            )  # fmt: skip
+                count,
+                seed=seed,
+                steps=steps or loaded.config.sampling_steps,
+                batch_size=batch_size,
+                model=attach_peft(base.model, source),
+                progress=partial(_advance, bar, task),
+            )
             save_images(images, out / name)
             save_grid(images[:100], (out / f"{name or 'grid'}.png") if name else out / "grid.png")
             written[name or "."] = count
