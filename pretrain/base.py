@@ -78,8 +78,8 @@ def train_base(config: BaseConfig, folder: Path, corpus: Corpus | None = None) -
     family.prepare_training()
     train, held_out = RowSampler(corpus, 0), RowSampler(corpus, 1)
 
-    def step(rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        images = records(corpus, train.draw(config.batch_size, rng), rng)
+    def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
+        images = records(corpus, train.draw(config.batch_size // config.loop.workers, rng), rng)
         return family.loss(images, rng).mean(), {}
 
     def validate() -> dict[str, float]:

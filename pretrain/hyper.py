@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import platform
@@ -123,12 +124,18 @@ def train_hyper(
     codebook = Codebook(hyper.config.bottleneck, config.codebook, marginal)
     module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "codebook": codebook})
     sampler = TaskSampler(corpus, 0, config.mix)
-    pool = TaskPool(
-        sampler,
-        size=config.pool,
-        fresh=config.fresh,
-        records=config.support + max(config.queries, 32),
-    )
+    workers = config.loop.workers
+    pools = [
+        TaskPool(
+            sampler,
+            size=config.pool // workers,
+            fresh=max(1, config.fresh // workers),
+            records=config.support + max(config.queries, 32),
+        )
+        for _ in range(workers)
+    ]
+    # Hooks belong to a module: each worker needs a base model of its own.
+    bases = [base, *(copy.deepcopy(base) for _ in range(workers - 1))]
 
     def embed(images: Tensor) -> Tensor:
         """Mean clipped embedding, [G, K, C, H, W] → [G, k]; the first records carry gradients."""
@@ -143,17 +150,18 @@ def train_hyper(
             )
         return torch.cat([first, rest], 1).mean(1)
 
-    def step(rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        images = pool.draw(config.tasks, rng)
+    def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
+        tasks = config.tasks // workers
+        images = pools[worker].draw(tasks, rng)
         support, unseen = images[:, : config.support], images[:, config.support :]
         low, high = math.log(config.noise_low), math.log(config.noise_high)
-        noise_std = torch.exp(torch.rand(config.tasks, generator=rng) * (high - low) + low)  # [G]
+        noise_std = torch.exp(torch.rand(tasks, generator=rng) * (high - low) + low)  # [G]
         mean = embed(support)
         mean = mean + noise_std[:, None] * torch.randn(mean.shape, generator=rng)
         weights = hyper(mean, noise_std)
         queries = unseen[:, : config.queries].flatten(0, 1)
-        with adapters(base.model, weights):
-            flow = base.loss(queries, rng).mean()
+        with adapters(bases[worker].model, weights):
+            flow = bases[worker].loss(queries, rng).mean()
         cells = codebook.loss(hyper.code(mean, noise_std), unseen)
         return flow + config.codebook_weight * cells, {
             "flow": float(flow.detach()),

@@ -139,7 +139,7 @@ def _quadratic(folder: Path, steps: int) -> tuple[nn.Linear, Loop]:
     torch.manual_seed(0)
     module = nn.Linear(3, 1)
 
-    def step(rng: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def step(rng: torch.Generator, worker: int) -> tuple[torch.Tensor, dict[str, float]]:
         x = torch.randn(8, 3, generator=rng)
         return (module(x)[:, 0] - x.sum(1)).square().mean(), {}
 
@@ -158,10 +158,10 @@ def test_a_killed_run_resumed_equals_an_unbroken_one(tmp_path: Path):
     _, first = _quadratic(tmp_path / "b", 21)
     honest = first.step_fn
 
-    def dies(rng: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def dies(rng: torch.Generator, worker: int) -> tuple[torch.Tensor, dict[str, float]]:
         if first.done == 17:  # after the checkpoint of step 14
             raise KilledError
-        return honest(rng)
+        return honest(rng, worker)
 
     first.step_fn = dies
     with pytest.raises(KilledError):
@@ -173,12 +173,29 @@ def test_a_killed_run_resumed_equals_an_unbroken_one(tmp_path: Path):
     assert torch.equal(resumed.bias, unbroken.bias)
 
 
+def test_workers_add_up_to_one_step(tmp_path: Path):
+    """Two workers with half a batch each leave the gradient of the whole batch."""
+    module, data = nn.Linear(3, 1), torch.randn(8, 3)
+    halves = (data[:4], data[4:])
+
+    def step(rng: torch.Generator, worker: int) -> tuple[torch.Tensor, dict[str, float]]:
+        return module(halves[worker]).square().mean(), {}
+
+    two = Loop(LoopConfig(steps=1, lr=0.0, warmup=1, workers=2, clip=1e9), module, step, tmp_path)
+    two.run("two")
+    found = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    module(data).square().mean().backward()
+    for grad, p in zip(found, module.parameters(), strict=True):
+        torch.testing.assert_close(grad, p.grad, rtol=1e-5, atol=1e-6)
+
+
 def test_the_loop_learns_and_stops_on_nan(tmp_path: Path):
     module, loop = _quadratic(tmp_path / "a", 150)
     loop.run("a")
     assert (module.weight - 1).abs().max() < 0.1
     _, broken = _quadratic(tmp_path / "c", 5)
-    broken.step_fn = lambda rng: (module.weight.sum() * float("nan"), {})
+    broken.step_fn = lambda rng, worker: (module.weight.sum() * float("nan"), {})
     broken.params = dict(module.named_parameters())
     with pytest.raises(FloatingPointError, match="step 0"):
         broken.run("c")

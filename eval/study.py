@@ -1,0 +1,165 @@
+"""One method on one private set: from records to images. What bench, demo and report are made of."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hyperdp.budget import PrivacyBudget
+from hyperdp.bundle import Bundle
+from hyperdp.errors import UsageError
+from hyperdp.ledger import Ledger
+from hyperdp.lora import Weights, adapters, describe_sites, pick
+from hyperdp.private.emit import adapter_weights
+from hyperdp.private.finetune import FinetuneConfig, finetune_lora
+from hyperdp.private.records import Record
+from hyperdp.private.release import Release, release
+
+Progress = Callable[[int, int], None]
+CONTROLS = ("public_mean", "other_task")
+CONTROL_NOISE_STD = 5e-4  # a public mean has no noise: the lowest level that ρ has seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How images are drawn for a measure; the same for every method of a table.
+
+    Attributes:
+        count: images.
+        steps: Euler steps.
+        batch_size: images at once.
+        bf16: bfloat16 autocast; faster, and the same for every method.
+    """
+
+    count: int = 1000
+    steps: int = 24
+    batch_size: int = 100
+    bf16: bool = True
+
+
+def draw_images(
+    bundle: Bundle,
+    weights: Weights,
+    config: SamplingConfig,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Images of one adapter.
+
+    Args:
+        bundle: its base model.
+        weights: one adapter (`pick`), or {} for the base model as it is.
+        config: see `SamplingConfig`.
+        seed: of the starting noise.
+        progress: called with (images done, count).
+
+    Returns:
+        float32 [count, C, H, W] in [-1, 1].
+    """
+    base = bundle.base
+    device = next(base.model.parameters()).device.type
+    with adapters(base.model, weights), torch.autocast(device, torch.bfloat16, enabled=config.bf16):
+        return base.sample(
+            config.count,
+            seed=seed,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            progress=progress,
+        ).float()
+
+
+def control_weights(bundle: Bundle, name: str) -> Weights:
+    """The adapter of a control, which has seen no private data.
+
+    Args:
+        bundle: holds both means.
+        name: `public_mean` (what one shared LoRA gives) or `other_task`.
+
+    Raises:
+        UsageError: another name.
+    """
+    means = {"public_mean": bundle.public_mean, "other_task": bundle.other_task_mean}
+    if name not in means:
+        raise UsageError(expected=f"a control: {', '.join(means)}", found=name, todo="Choose one.")
+    level = torch.full((1,), CONTROL_NOISE_STD)
+    return pick(adapter_weights(bundle, means[name][None], level), 0)
+
+
+def to_records(
+    images: Tensor, labels: Tensor | None = None, classes: Sequence[str] | None = None
+) -> list[Record]:
+    """Image tensors as the records that a reader would yield.
+
+    Args:
+        images: float32 [n, C, H, W] in [-1, 1].
+        labels: int64 [n], indices into `classes`.
+        classes: names.
+    """
+    arrays = images.numpy().astype(np.float32)
+    if labels is None or classes is None:
+        return [Record(image=image) for image in arrays]
+    return [
+        Record(image=image, label=classes[int(label)])
+        for image, label in zip(arrays, labels, strict=True)
+    ]
+
+
+def release_once(
+    bundle: Bundle,
+    images: Tensor,
+    budget: PrivacyBudget,
+    *,
+    labels: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    folder: Path | None = None,
+    name: str = "study",
+) -> Release:
+    """One release by the real code path, with a ledger of its own.
+
+    Args:
+        bundle: φ and ρ.
+        images: float32 [n, C, H, W], the private records.
+        budget: what is spent.
+        labels: int64 [n], for a labelled release.
+        classes: public names of all classes, for a labelled release.
+        folder: keeps `release/` and `ledger.db`; a temporary folder when None.
+        name: of the dataset in the ledger.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) if folder is None else folder
+        return release(
+            to_records(images, labels, classes),
+            bundle=bundle,
+            budget=budget,
+            ledger=Ledger(place / "ledger.db"),
+            out=place / "release",
+            dataset=name,
+            classes=classes,
+        )
+
+
+def released_weights(bundle: Bundle, made: Release) -> Weights:
+    """The adapters of a release, one for each class: A [1, r, in, …] and B [L, out, r]."""
+    return adapter_weights(bundle, made.mean(), made.mean_noise_std())
+
+
+def lora_weights(
+    bundle: Bundle,
+    images: Tensor,
+    config: FinetuneConfig,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Weights:
+    """Non-private LoRA on the records, by the bundle's sites: the reference, not private."""
+    family = bundle.load_base()
+    family.prepare_training()
+    sites = describe_sites(family.model, bundle.config.sites)
+    return finetune_lora(family, sites, images, config, seed=seed, progress=progress)
