@@ -13,6 +13,7 @@ from typing import Any
 import opendp.prelude as dp
 
 from hyperdp import accounting, keys
+from hyperdp.budget import PrivacyBudget
 from hyperdp.certificate import SIGNATURE_FIELDS, Certificate, failed, read_release
 from hyperdp.errors import HyperdpError, VerificationError
 from hyperdp.mechanism import discretisation_delta
@@ -65,7 +66,7 @@ def verify(
             raise
         raise failed("a certificate whose numbers are legal", str(error)) from error
     if ledger is not None:
-        _check_entry(c, Path(ledger))
+        check_entry(c, Path(ledger))
         claims.append(
             Claim(name="ledger entry", claimed=f"{c.ledger_id}#{c.ledger_seq}", recomputed="found")
         )
@@ -74,13 +75,14 @@ def verify(
 
 def _recompute(c: Certificate) -> list[Claim]:
     """Δ in rationals, τ as their quotient, ρ by OpenDP's own map, ε by PLD, δ term by term."""
-    scale, norm = Fraction(2**c.lattice_bits), Fraction(c.clip_norm)
+    PrivacyBudget(epsilon=c.epsilon, delta=c.delta, adjacency=c.adjacency, unit=c.unit)  # type: ignore[arg-type]
+    if c.lattice_bits != 24 or not 1 <= c.sigma_lattice < 2**62:
+        raise failed("24 lattice bits and a noise std of 1 to 2^62 steps", "other numbers")
+    spec = c.spec  # refuses numbers that would take for ever
+    scale, norm = Fraction(2**24), Fraction(c.clip_norm)
     clip, weight = math.floor(norm * scale), math.floor(norm / 4 * scale)
     counted = c.adjacency == "add-remove" or c.num_classes > 1
-    factors = {"add-remove": (1, 1), "replace-one": (4, 2)}
-    if c.adjacency not in factors or c.unit not in {"record", "user"}:
-        raise failed("a known adjacency and unit", f"{c.adjacency!r}, {c.unit!r}")
-    on_sum, on_count = factors[c.adjacency]
+    on_sum, on_count = {"add-remove": (1, 1), "replace-one": (4, 2)}[c.adjacency]
     squared = on_sum * clip**2 + on_count * counted * weight**2
     sensitivity = math.sqrt(squared)
     tau = c.sigma_lattice / sensitivity
@@ -89,12 +91,13 @@ def _recompute(c: Certificate) -> list[Claim]:
     space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T="f64")
     rho = dp.m.make_gaussian(*space, scale=c.sigma_lattice).map(sensitivity)
     event = accounting.event_from_json(c.event)
+    if not 0 < c.delta_gaussian < 1:
+        raise failed("0 < delta_gaussian < 1", str(c.delta_gaussian))
     epsilon = accounting.pld_epsilon([event], c.delta_gaussian)
-    lattice_cost = discretisation_delta(c.spec, c.sigma_lattice)
+    lattice_cost = discretisation_delta(spec, c.sigma_lattice)
 
     checks = [
         ("mechanism", c.mechanism, "discrete-gaussian", c.mechanism == "discrete-gaussian"),
-        ("lattice bits", c.lattice_bits, 24, c.lattice_bits == 24),
         ("count weight w", c.count_weight, c.clip_norm / 4, c.count_weight == c.clip_norm / 4),
         ("sensitivity (rationals)", c.sensitivity, sensitivity / 2**24,
          math.isclose(c.sensitivity, sensitivity / 2**24, rel_tol=1e-12)),
@@ -119,7 +122,16 @@ def _recompute(c: Certificate) -> list[Claim]:
     return [Claim(name=n, claimed=str(a), recomputed=str(b)) for n, a, b, _ in checks]
 
 
-def _check_entry(c: Certificate, ledger: Path) -> None:
+def check_entry(c: Certificate, ledger: Path) -> None:
+    """Hold a certificate to its entry in a ledger.
+
+    Args:
+        c: the certificate.
+        ledger: the SQLite file or its export.
+
+    Raises:
+        VerificationError: there is no such entry, or it is of another release.
+    """
     entries = ledger_entries(ledger, public_key=c.public_key)
     if not 1 <= c.ledger_seq <= len(entries):
         raise failed(f"entry {c.ledger_seq} in the ledger", f"{len(entries)} entries")
