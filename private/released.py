@@ -113,13 +113,21 @@ class Release:
                 SignalWarning,
                 stacklevel=3,
             )
-        if (ratio := self.signal_to_noise()) < 1:
+        ratio, doubt = self.signal_to_noise(), 2 * self._count_noise_std()
+        if ratio < 1 or units < doubt:
             warnings.warn(
-                f"signal-to-noise ratio of the mean is at most {ratio:.2g}: too few units for this "
-                "budget; expect little more than the bundle's own average",
+                f"signal-to-noise ratio of the mean is at most {ratio:.2g} by a noisy count of "
+                f"{units:.3g} ± {doubt:.2g}: too few units for this budget; expect little more "
+                "than the bundle's own average",
                 SignalWarning,
                 stacklevel=3,
             )
+
+    def _count_noise_std(self) -> float:
+        """Std of the noise on the number of units over all classes; 0 where it is public."""
+        spec = self.certificate.spec
+        sigma = self.certificate.sigma_lattice * spec.counts_are_private
+        return float(sigma * spec.num_classes**0.5 / spec.count_bound)
 
     def _divisor(self) -> NDArray[np.float64]:
         return np.maximum(self.count(), 1.0)  # [L]
