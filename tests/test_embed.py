@@ -1,0 +1,279 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from private_world import DIM, SHAPE, TinyBundle, TinyConfig, images, records, tiny_encoder
+from torch import nn
+
+from hyperdp.errors import BundleError, DataError, UsageError
+from hyperdp.mechanism import STEPS_PER_UNIT, ClippedSum, MechanismSpec
+from hyperdp.private.embed import (
+    aggregate,
+    check_classes,
+    check_independence,
+    embed_batch,
+    weights_hash,
+)
+from hyperdp.private.records import Record
+
+BUNDLE = TinyBundle()
+
+
+def spec(classes=1, clip_norm=1.0):
+    return MechanismSpec(embedding_dim=DIM, num_classes=classes, clip_norm=clip_norm)
+
+
+def total_of(data, *, unit="record", classes=(), bundle=BUNDLE, **more):
+    return aggregate(
+        data,
+        bundle=bundle,
+        spec=spec(len(classes) or 1, bundle.config.clip_norm),
+        unit=unit,
+        classes=list(classes),
+        **more,
+    )
+
+
+def equal(a: ClippedSum, b: ClippedSum) -> bool:
+    return np.array_equal(a._sums, b._sums) and np.array_equal(a._counts, b._counts)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_an_embedding_is_the_same_to_the_bit_under_permutation_and_other_companions(seed):
+    rng = np.random.default_rng(seed)
+    batch = images(16, seed)
+    first = embed_batch(BUNDLE.encoder, batch, batch_size=16)
+    order = rng.permutation(16)
+    np.testing.assert_array_equal(
+        first[order], embed_batch(BUNDLE.encoder, batch[order], batch_size=16)
+    )
+    kept = rng.integers(1, 16)
+    others = batch.copy()
+    others[kept:] = rng.uniform(-9, 9, others[kept:].shape)
+    np.testing.assert_array_equal(
+        first[:kept], embed_batch(BUNDLE.encoder, others, batch_size=16)[:kept]
+    )
+    np.testing.assert_array_equal(
+        first[:kept], embed_batch(BUNDLE.encoder, batch[:kept], batch_size=16)
+    )
+
+
+CHILD = """
+import sys, torch
+torch.set_num_threads(int(sys.argv[1]))
+from private_world import tiny_encoder, images
+from hyperdp.private.embed import embed_batch
+import numpy as np
+batch, encoder = images(64), tiny_encoder()
+first = embed_batch(encoder, batch)
+order = np.random.default_rng(0).permutation(64)
+assert np.array_equal(first[order], embed_batch(encoder, batch[order]))
+assert np.array_equal(first[:9], embed_batch(encoder, batch[:9]))
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_independence_holds_with_one_and_two_threads(threads):
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+    subprocess.run([sys.executable, "-c", CHILD, threads], check=True, env=environment)
+
+
+@pytest.mark.gpu
+def test_independence_holds_on_a_gpu():
+    encoder = tiny_encoder().cuda()
+    batch = images(64)
+    first = embed_batch(encoder, batch)
+    order = np.random.default_rng(0).permutation(64)
+    np.testing.assert_array_equal(first[order], embed_batch(encoder, batch[order]))
+    np.testing.assert_array_equal(first[:9], embed_batch(encoder, batch[:9]))
+
+
+def test_the_encoder_sees_one_shape_eval_mode_and_no_gradient():
+    seen = []
+
+    class Probe(nn.Module):
+        def forward(self, x):
+            seen.append((tuple(x.shape), self.training, torch.is_grad_enabled()))
+            return x.flatten(1)[:, :DIM]
+
+    total_of(records(11), bundle=TinyBundle(encoder=Probe()), batch_size=4)
+    assert seen == [((4, *SHAPE), False, False)] * 3
+
+
+class MeanSubtracting(nn.Module):
+    """What normalisation over the batch does."""
+
+    def forward(self, x):
+        x = x.flatten(1)[:, :DIM]
+        return x - x.mean(0)
+
+
+class AlwaysTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(DIM)
+
+    def forward(self, x):
+        self.norm.train()
+        return self.norm(x.flatten(1)[:, :DIM])
+
+
+@pytest.mark.parametrize("encoder", [MeanSubtracting(), AlwaysTraining()])
+def test_an_encoder_that_mixes_records_is_refused(encoder):
+    with pytest.raises(BundleError, match="its own record alone"):
+        check_independence(TinyBundle(encoder=encoder))
+
+
+def test_an_encoder_that_only_mixes_what_is_not_finite_is_refused():
+    class Spreading(nn.Module):
+        def forward(self, x):
+            x = x.flatten(1)[:, :DIM]
+            return torch.where(x.isnan().any(), torch.zeros_like(x), x)
+
+    with pytest.raises(BundleError, match="its own record alone"):
+        check_independence(TinyBundle(encoder=Spreading()))
+
+
+def test_sound_encoders_pass_and_misfits_do_not():
+    check_independence(BUNDLE)
+    with pytest.raises(BundleError, match="embeddings"):
+        check_independence(TinyBundle(config=TinyConfig(embed_dim=DIM + 1)))
+
+
+@pytest.mark.parametrize("unit", ["record", "user"])
+def test_the_sum_depends_on_neither_order_nor_companions(unit):
+    data = records(37, classes=3, users=5)
+    classes = ("0", "1", "2")
+    whole = total_of(data, unit=unit, classes=classes, batch_size=16)
+    shuffled = [data[i] for i in np.random.default_rng(3).permutation(37)]
+    assert equal(whole, total_of(shuffled, unit=unit, classes=classes, batch_size=16))
+    assert equal(whole, total_of(iter(data), unit=unit, classes=classes, batch_size=16))
+
+
+@pytest.mark.parametrize("unit", ["record", "user"])
+def test_removing_a_unit_removes_its_contribution_and_nothing_else(unit):
+    data = records(30, classes=2, users=6)
+    classes = ("0", "1")
+    gone = [r for r in data if r.unit == "user-2"] if unit == "user" else data[4:5]
+    rest = [r for r in data if all(r is not g for g in gone)]
+    whole = total_of(data, unit=unit, classes=classes)
+    without = total_of(rest, unit=unit, classes=classes)
+    alone = total_of(gone, unit=unit, classes=classes)
+    np.testing.assert_array_equal(whole._sums - without._sums, alone._sums)
+    np.testing.assert_array_equal(whole._counts - without._counts, alone._counts)
+    squared = sum(int(x) ** 2 for x in [*alone._sums.ravel(), *alone._counts])
+    assert 0 < squared <= whole.spec.squared_sensitivity
+
+
+def test_record_sums_match_a_float_computation():
+    data = records(20, classes=2)
+    total = total_of(data, classes=("0", "1"), bundle=TinyBundle(config=TinyConfig(clip_norm=0.1)))
+    embedded = embed_batch(BUNDLE.encoder, images(20)).astype(float)
+    norms = np.linalg.norm(embedded, axis=1, keepdims=True)
+    clipped = embedded * np.minimum(1, 0.1 / norms)
+    assert (norms > 0.1).any()
+    for label in (0, 1):
+        np.testing.assert_allclose(
+            total._sums[label] / STEPS_PER_UNIT, clipped[label::2].sum(0), atol=2e-6
+        )
+    np.testing.assert_array_equal(total._counts, [10 * total.spec.count_bound] * 2)
+
+
+def test_a_user_counts_once_with_the_mean_of_their_records():
+    data = records(12, users=3)
+    total = total_of(data, unit="user")
+    embedded = embed_batch(BUNDLE.encoder, images(12)).astype(float)
+    means = np.stack([embedded[i::3].mean(0) for i in range(3)])
+    means *= np.minimum(1, 1 / np.linalg.norm(means, axis=1, keepdims=True))
+    np.testing.assert_allclose(total._sums[0] / STEPS_PER_UNIT, means.sum(0), atol=1e-6)
+    assert total._counts[0] == 3 * total.spec.count_bound
+
+
+def test_a_user_of_several_classes_is_shared_among_them():
+    picture = images(1)[0]
+    data = [Record(image=picture, label=label, unit="u") for label in "aaab"]
+    total = total_of(data, unit="user", classes=("a", "b"))
+    bound = total.spec.count_bound
+    np.testing.assert_allclose(total._counts, [0.75 * bound, 0.25 * bound], atol=1)
+    np.testing.assert_allclose(total._sums[0], 3 * total._sums[1], atol=4)
+
+
+@pytest.mark.parametrize("unit", ["record", "user"])
+def test_a_record_that_is_not_finite_counts_as_zero(unit):
+    bad = Record(image=np.full(SHAPE, np.nan, np.float32), unit="bad")
+    good = records(3, users=3)
+    with_bad = total_of([*good, bad], unit=unit)
+    without = total_of(good, unit=unit)
+    np.testing.assert_array_equal(with_bad._sums, without._sums)
+    assert with_bad._counts[0] - without._counts[0] == without.spec.count_bound
+
+
+PRIVATE = "a very private label"
+
+
+@pytest.mark.parametrize(
+    ("record", "unit", "classes", "expected"),
+    [
+        (Record(image=images(1)[0], label=PRIVATE), "record", ("0", "1"), "classes"),
+        (Record(image=images(1)[0]), "record", ("0", "1"), "classes"),
+        (Record(image=images(1)[0]), "user", (), "user"),
+        (Record(image=np.zeros((1, 3, 3), np.float32)), "record", (), "shape"),
+        (Record(image="not an image"), "record", (), "AttributeError"),
+    ],
+)
+def test_unfit_records_are_refused_without_being_named(record, unit, classes, expected):
+    data = [Record(image=r.image, label="0", unit="u") for r in records(3)]
+    with pytest.raises(DataError, match=expected) as refused:
+        total_of([*data, record], unit=unit, classes=classes)
+    assert PRIVATE not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+def test_an_error_of_a_library_does_not_quote_a_record():
+    def reader():
+        yield from records(2)
+        raise RuntimeError(f"cannot parse {PRIVATE}")
+
+    with pytest.raises(DataError, match="RuntimeError") as refused:
+        total_of(reader())
+    assert PRIVATE not in str(refused.value)
+    assert refused.value.__suppress_context__
+
+
+@pytest.mark.parametrize("classes", [["a"], [], ["a", "a"], "ab"])
+def test_class_names_are_a_list_of_at_least_two(classes):
+    with pytest.raises(UsageError, match="class"):
+        check_classes(classes)
+    assert check_classes(None) == []
+    assert check_classes(("a", "b")) == ["a", "b"]
+
+
+def test_weights_hash_follows_every_weight():
+    encoder = tiny_encoder()
+    before = weights_hash(encoder)
+    assert before == weights_hash(tiny_encoder())
+    with torch.no_grad():
+        encoder[0].weight[0, 0, 0, 0] += 1e-7
+    assert weights_hash(encoder) != before
+    assert weights_hash(None) == ""
+
+
+def test_progress_writes_nothing_where_there_is_no_terminal(capfd):
+    total_of(records(5), progress=True)
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_a_record_shows_no_value():
+    record = Record(image=images(1)[0], label=PRIVATE, unit=PRIVATE)
+    assert repr(record) == "Record()"
