@@ -8,7 +8,8 @@ SHELL := bash
 
 PYTHON ?= python3
 OUT ?= out/demo
-# torch comes first and pinned, so that nothing below it can pull in another build of it.
+# torch comes first and pinned, so that nothing below it can pull in another build of it. Where the
+# package index serves its CUDA build, some gigabytes go to GPU libraries; the README names a way out.
 TORCH ?= torch==2.13.0
 
 VENV := .venv
@@ -31,9 +32,10 @@ install: $(STAMP) ## make .venv with hyperdp and all it needs in it
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: expected Python 3.11 or later with venv; found $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "Installing into $(VENV); this takes minutes the first time."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
