@@ -50,6 +50,29 @@ class Account:
             delta=self.cap.delta - self.delta_discretisation,
         )
 
+    def after(self, event: Event, delta_discretisation: float) -> Account:
+        """The account as it will be with one more event."""
+        return Account(
+            cap=self.cap,
+            events=(*self.events, event),
+            delta_discretisation=self.delta_discretisation + delta_discretisation,
+        )
+
+    def check_kind(self, budget: PrivacyBudget) -> None:
+        """Refuse a budget of another adjacency or unit than this dataset's.
+
+        Raises:
+            UsageError: one of them differs.
+        """
+        cap = self.cap
+        if (cap.adjacency, cap.unit) != (budget.adjacency, budget.unit):
+            raise UsageError(
+                expected=f"adjacency={cap.adjacency!r} and unit={cap.unit!r}, as spent so far: "
+                "budgets of different kinds do not add up",
+                found=f"adjacency={budget.adjacency!r} and unit={budget.unit!r}",
+                todo="Use the dataset's own adjacency and unit.",
+            )
+
 
 def event_to_json(event: Event) -> dict[str, Any]:
     """Spell an event in plain types, for the ledger and the certificate.
@@ -126,6 +149,13 @@ def check_declared(event: Event, budget: PrivacyBudget, delta_discretisation: fl
     Raises:
         UsageError: a sampled event under replace-one adjacency, or a cost beyond the budget.
     """
+    event = event_from_json(event_to_json(event))  # refuses what no mechanism can be
+    if not 0 <= delta_discretisation < budget.delta:
+        raise UsageError(
+            expected=f"0 <= delta_discretisation < {budget.delta:g}",
+            found=f"delta_discretisation={delta_discretisation!r}",
+            todo="Use the value of the mechanism's own calibration.",
+        )
     if budget.adjacency == "replace-one" and _gaussian_precision(event) is None:
         raise UsageError(
             expected="Gaussian events only under replace-one adjacency",

@@ -39,8 +39,8 @@ class PrivacyBudget:
     unit: Unit = "record"
 
     def __post_init__(self) -> None:
-        _check_number("epsilon", self.epsilon, below=math.inf)
-        _check_number("delta", self.delta, below=1.0)
+        for name, bound in (("epsilon", math.inf), ("delta", 1.0)):
+            object.__setattr__(self, name, _number(name, getattr(self, name), below=bound))
         for name, value, legal in (
             ("adjacency", self.adjacency, get_args(Adjacency)),
             ("unit", self.unit, get_args(Unit)),
@@ -53,14 +53,15 @@ class PrivacyBudget:
                 )
 
 
-def _check_number(name: str, value: object, *, below: float) -> None:
+def _number(name: str, value: object, *, below: float) -> float:
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (real and 0 < float(value) < below):  # type: ignore[arg-type]
+    if not (real and 0 < value < below):  # type: ignore[operator]
         raise UsageError(
             expected=f"0 < {name} < {below:g}",
             found=f"{name}={value!r}",
             todo="Common choices: 0.1 <= epsilon <= 10, and delta well below 1 / number of units.",
         )
+    return float(value)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1024)

@@ -148,6 +148,7 @@ class Certificate:
             embedding_dim=spec.embedding_dim,
             num_classes=spec.num_classes,
             event=entry.body["event"],
+            ledger_id=entry.body["ledger_id"],
             ledger_seq=entry.seq,
             ledger_seal=entry.seal,
             dataset=entry.dataset,

@@ -13,7 +13,7 @@ from hyperdp import accounting, keys
 from hyperdp.accounting import Account
 from hyperdp.budget import PrivacyBudget
 from hyperdp.chain import Entry, OpenChain, SealedLog
-from hyperdp.errors import BudgetRefusedError, BundleError, UsageError
+from hyperdp.errors import BudgetRefusedError, BundleError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,10 @@ class Reservation:
 
     Attributes:
         ledger: where it stands.
-        ledger_id: random name of that ledger.
         entry: its entry there.
     """
 
     ledger: Ledger
-    ledger_id: str
     entry: Entry
 
     def spend(self) -> None:
@@ -54,16 +52,14 @@ class Reservation:
 
     def _note(self, kind: str, body: dict[str, str]) -> None:
         with self.ledger.open() as chain:
-            if any(
-                e.kind == kind and e.body["reservation"] == self.entry.seal for e in chain.entries
-            ):
+            earlier = [e.body["reservation"] for e in chain.entries if e.kind == kind]
+            if self.entry.seal in earlier:
                 raise BudgetRefusedError(
                     expected=f"one {kind} for each reservation",
                     found="a second one",
                     todo="Reserve again: every release spends its own budget.",
                 )
-            body = {**body, "reservation": self.entry.seal}
-            chain.append(kind, self.entry.dataset, body)
+            chain.append(kind, self.entry.dataset, {**body, "reservation": self.entry.seal})
 
 
 class Ledger(SealedLog):
@@ -83,8 +79,8 @@ class Ledger(SealedLog):
             name = keys.dataset_fingerprint(dataset)
             account = _account(chain, name)
             if account is not None and account.events:
-                _check_same_kind(account.cap, cap)
-            chain.append("cap", name, _budget_to_json(cap))
+                account.check_kind(cap)
+            chain.append("cap", name, dict(vars(cap)))
 
     def account(self, dataset: str) -> Account | None:
         """What is known of a dataset, or None where the ledger has no entry of it."""
@@ -125,7 +121,7 @@ class Ledger(SealedLog):
         accounting.check_declared(event, budget, delta_discretisation)
         name = keys.dataset_fingerprint(dataset)
         body = {
-            **_budget_to_json(budget),
+            **vars(budget),
             "event": accounting.event_to_json(event),
             "delta_discretisation": float(delta_discretisation),
             "bundle_hash": bundle_hash,
@@ -135,25 +131,20 @@ class Ledger(SealedLog):
             account = _account(chain, name)
             if account is None:
                 account = Account(cap=budget)
-                chain.append("cap", name, _budget_to_json(budget))
-            _check_same_kind(account.cap, budget)
-            after = Account(
-                cap=account.cap,
-                events=(*account.events, event),
-                delta_discretisation=account.delta_discretisation + delta_discretisation,
-            )
+                chain.append("cap", name, dict(vars(budget)))
+            account.check_kind(budget)
+            after = account.after(event, delta_discretisation)
             if not after.spent_epsilon <= account.cap.epsilon:
                 raise BudgetRefusedError(
-                    expected=f"at most epsilon={account.cap.epsilon:g} at delta="
-                    f"{account.cap.delta:g} spent on this dataset",
+                    expected=f"at most epsilon={account.cap.epsilon:g} spent on this dataset",
                     found=f"epsilon={account.spent_epsilon:.4g} spent, "
                     f"{after.spent_epsilon:.4g} with this release",
-                    todo=f"At most epsilon={account.remaining_epsilon:.3g} is left at that delta. "
-                    "Spend less, or raise the cap deliberately with `hyperdp ledger set-cap`.",
+                    todo=f"At most epsilon={account.remaining_epsilon:.3g} is left at "
+                    f"delta={account.cap.delta:g}. Spend less, or raise the cap deliberately with "
+                    "`hyperdp ledger set-cap`.",
                 )
-            return Reservation(
-                ledger=self, ledger_id=chain.id, entry=chain.append("reserve", name, body)
-            )
+            body["ledger_id"] = chain.id
+            return Reservation(ledger=self, entry=chain.append("reserve", name, body))
 
 
 def _account(chain: OpenChain, dataset: str) -> Account | None:
@@ -167,17 +158,3 @@ def _account(chain: OpenChain, dataset: str) -> Account | None:
         events=tuple(accounting.event_from_json(body["event"]) for body in spent),
         delta_discretisation=sum(body["delta_discretisation"] for body in spent),
     )
-
-
-def _budget_to_json(budget: PrivacyBudget) -> dict[str, object]:
-    return {**vars(budget), "epsilon": float(budget.epsilon), "delta": float(budget.delta)}
-
-
-def _check_same_kind(cap: PrivacyBudget, budget: PrivacyBudget) -> None:
-    if (cap.adjacency, cap.unit) != (budget.adjacency, budget.unit):
-        raise UsageError(
-            expected=f"adjacency={cap.adjacency!r} and unit={cap.unit!r}, as spent so far: "
-            "budgets of different kinds do not add up",
-            found=f"adjacency={budget.adjacency!r} and unit={budget.unit!r}",
-            todo="Use the dataset's own adjacency and unit.",
-        )

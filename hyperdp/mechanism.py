@@ -60,19 +60,21 @@ class MechanismSpec:
     adjacency: Adjacency = "add-remove"
 
     def __post_init__(self) -> None:
-        for name, value, legal in (
-            ("embedding_dim", self.embedding_dim, 1 <= self.embedding_dim <= 2**16),
-            ("num_classes", self.num_classes, 1 <= self.num_classes <= 2**12),
-            ("clip_norm", self.clip_norm, 2.0**-10 <= self.clip_norm <= MAX_CLIP_NORM),
-            ("adjacency", self.adjacency, self.adjacency in get_args(Adjacency)),
-        ):
-            if not legal:
-                raise UsageError(
-                    expected="1 <= embedding_dim <= 65536, 1 <= num_classes <= 4096, "
-                    f"2^-10 <= clip_norm <= {MAX_CLIP_NORM:g}, adjacency in {get_args(Adjacency)}",
-                    found=f"{name}={value!r}",
-                    todo=f"Correct {name}.",
-                )
+        legal = {
+            "embedding_dim": 1 <= self.embedding_dim <= 2**16,
+            "num_classes": 1 <= self.num_classes <= 2**12,
+            "clip_norm": 2.0**-10 <= self.clip_norm <= MAX_CLIP_NORM,
+            "adjacency": self.adjacency in get_args(Adjacency),
+        }
+        if wrong := [
+            f"{name}={getattr(self, name)!r}" for name, holds in legal.items() if not holds
+        ]:
+            raise UsageError(
+                expected="1 <= embedding_dim <= 65536, 1 <= num_classes <= 4096, "
+                f"2^-10 <= clip_norm <= {MAX_CLIP_NORM:g}, adjacency in {get_args(Adjacency)}",
+                found=", ".join(wrong),
+                todo="Correct that.",
+            )
 
     @property
     def clip_bound(self) -> int:
@@ -197,10 +199,7 @@ def clip_to_lattice(vectors: NDArray[np.floating], norm: float) -> NDArray[np.in
 
 
 class ClippedSum:
-    """The un-noised aggregate: exact, private, and inseparable from its sensitivity.
-
-    Only `add_noise` reads its value, and its representation shows none.
-    """
+    """The un-noised aggregate: exact, private, inseparable from its sensitivity; shows no value."""
 
     __slots__ = ("_counts", "_sums", "spec")
 

@@ -141,7 +141,7 @@ def check_entry(c: Certificate, ledger: Path) -> None:
         "kind": "reserve",
         "dataset": c.dataset,
         **{name: getattr(c, name) for name in ("epsilon", "delta", "adjacency", "unit", "event")},
-        **{name: getattr(c, name) for name in ("bundle_hash", "delta_discretisation")},
+        **{name: getattr(c, name) for name in ("bundle_hash", "delta_discretisation", "ledger_id")},
     }
     found = {**body, **entry} if isinstance(body, dict) else entry
     for name, value in wanted.items():

@@ -91,7 +91,6 @@ def release(
             bundle_hash=bundle.hash,
             encoder_hash=weights_hash(bundle.encoder),
             hypernetwork_hash=weights_hash(getattr(bundle, "hypernetwork", None)),
-            ledger_id=reservation.ledger_id,
             entry=reservation.entry,
             release_sha256=hashlib.sha256(tensors).hexdigest(),
         )

@@ -108,6 +108,19 @@ def test_an_event_that_costs_more_than_it_declares_is_refused(ledger):
     assert ledger.history() == []
 
 
+@pytest.mark.parametrize("tau", [-3.8, 0.0, float("nan"), float("inf")])
+def test_an_event_that_no_mechanism_can_be_is_refused(ledger, tau):
+    with pytest.raises((UsageError, ValueError)):
+        reserve(ledger, ONE, event=dp_event.GaussianDpEvent(tau))
+    assert ledger.history() == []
+
+
+@pytest.mark.parametrize("cost", [-1e-5, 1e-5, float("nan")])
+def test_a_discretisation_cost_outside_delta_is_refused(ledger, cost):
+    with pytest.raises(UsageError, match="delta_discretisation"):
+        reserve(ledger, ONE, delta_discretisation=cost)
+
+
 def test_discretisation_counts_against_delta(ledger):
     with pytest.raises(UsageError, match="Declare"):
         reserve(ledger, ONE, delta_discretisation=5e-6)
