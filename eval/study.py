@@ -1,4 +1,4 @@
-"""One method on one private set: from records to images. What bench, demo and report are made of."""
+"""One method on one private set, from records to images: what bench and demo are made of."""
 
 from __future__ import annotations
 

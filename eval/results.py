@@ -1,0 +1,156 @@
+"""Figures on disk: one flat schema, JSONL, a row a figure; docs are rendered from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from hyperdp.errors import DataError
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure and how it came about.
+
+    Attributes:
+        bench: name of the recipe. base: the bundle whose base model it is.
+        private_set, method: what was measured; `floor` is real against real.
+        n, epsilon, delta: None where the method does not depend on them.
+        seed: of records, starting noise and training.
+        metric: `fid`, `kid`, `recovered_gain`, `accuracy`, …; value: the figure.
+        commit, hardware, command: where it comes from. seconds: of the cell's own work.
+        peak_rss_mb: of the process so far.
+    """
+
+    bench: str
+    base: str
+    private_set: str
+    method: str
+    n: int | None
+    epsilon: float | None
+    delta: float | None
+    seed: int
+    metric: str
+    value: float
+    commit: str
+    hardware: str
+    seconds: float
+    peak_rss_mb: float
+    command: str
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Appends rows in one write and syncs, so that a kill loses whole cells and nothing else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    with path.open("a+b") as file:
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1  # what follows is a line that a kill cut short
+        file.truncate(whole)
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads a results file; [] where there is none.
+
+    A last line without its newline is what a kill left of a cell: it is passed over.
+
+    Raises:
+        DataError: a line that is no row.
+    """
+    if not path.is_file():
+        return []
+    names = {f.name for f in fields(Row)}
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            continue
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            values = None
+        if not isinstance(values, dict) or set(values) != names:
+            raise DataError(
+                expected=f"a row with {', '.join(sorted(names))}",
+                found=f"line {number} of {path}",
+                todo="Remove the line; the bench makes its cell again.",
+            )
+        rows.append(Row(**values))
+    return rows
+
+
+def mean_std(values: list[float]) -> str:
+    """`mean ± std` over seeds (sample std), or the one value."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.3g}" if abs(mean) < 10 else f"{mean:.1f}"
+    std = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return f"{mean:.2f} ± {std:.2f}" if abs(mean) < 10 else f"{mean:.0f} ± {std:.0f}"
+
+
+def to_markdown(rows: list[Row], metrics: tuple[str, ...]) -> str:
+    """A Markdown table: private set, method, n, ε, and a column for each metric.
+
+    Args:
+        rows: of one bench.
+        metrics: the columns, out of the rows' metric names.
+    """
+    groups: dict[tuple[str, str, int | None, float | None], dict[str, list[float]]] = {}
+    for row in rows:
+        key = (row.private_set, row.method, row.n, row.epsilon)
+        groups.setdefault(key, {}).setdefault(row.metric, []).append(row.value)
+    lines = [
+        "| private set | method | n | ε | "
+        + " | ".join(m.replace("_", " ") for m in metrics)
+        + " |",
+        "|" + "---|" * (4 + len(metrics)),
+    ]
+    for (name, method, n, epsilon), found in groups.items():
+        cells = [mean_std(found[m]) if m in found else "–" for m in metrics]
+        head = [
+            name,
+            method,
+            "–" if n is None else f"{n:,}",
+            "–" if epsilon is None else f"{epsilon:g}",
+        ]
+        lines.append("| " + " | ".join(head + cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def provenance() -> dict[str, str]:
+    """`commit`, `hardware` and `command` of this run, for `Row`."""
+    git = shutil.which("git")
+    commit = "unknown"
+    if git is not None:
+        asked = [git, "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
+        found = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603
+        commit = found.stdout.strip() or commit
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return {"commit": commit, "hardware": hardware(), "command": " ".join(words)}
+
+
+def hardware() -> str:
+    """Processor and number of cores this process may use."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{(models or [platform.processor()])[0]}, {cores} cores"
+
+
+def peak_rss_mb() -> float:
+    """Largest resident set of this process so far, in MiB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

@@ -1,0 +1,53 @@
+"""`hyperdp bench`: the table of methods, private sets, n, ε and seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def bench_command(
+    recipe: Annotated[str, typer.Argument(help="A recipe: a TOML file, or a shipped name.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSONL; eval/results/BENCH.jsonl by default.")
+    ] = None,
+    private_set: Annotated[
+        list[str] | None, typer.Option(help="Only this private set; may be repeated.")
+    ] = None,
+) -> None:
+    """Measure every cell of a recipe that is not measured yet, and print the table.
+
+    Killed and started again, it loses at most the cell it was in.
+
+    Example: hyperdp bench glyphs-gain
+    """
+    from hyperdp.eval.bench import Cell, read_bench_recipe, run_bench
+    from hyperdp.eval.results import RESULTS, to_markdown
+
+    config = read_bench_recipe(recipe, private_set)
+    path = out if out is not None else RESULTS / f"{config.bench}.jsonl"
+    console = Console(stderr=True)
+
+    def on_cell(cell: Cell, number: int, total: int) -> Callable[[int, int], None]:
+        size = "" if cell.n is None else f" n={cell.n} ε={cell.epsilon:g}"
+        title = f"{number + 1}/{total} {cell.private_set} {cell.method}{size} seed {cell.seed}"
+        console.print(title)
+        last = time.monotonic()
+
+        def progress(done: int, count: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > 30:
+                last = time.monotonic()
+                console.print(f"   {done}/{count}")
+
+        return progress
+
+    rows = run_bench(config, path, on_cell=on_cell)
+    metrics = ("accuracy",) if config.labelled else ("fid", "kid", "recovered_gain")
+    typer.echo(to_markdown(rows, metrics), nl=False)
+    console.print(f"rows in {path}; measured on private data: not differentially private")
