@@ -69,7 +69,7 @@ def train_classifier(
         steps = epochs * (len(images) // 50)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
         for _ in range(epochs):
-            for part in torch.randperm(len(images)).split(50):
+            for part in torch.split(torch.randperm(len(images)), 50):
                 if len(part) < 50:
                     continue
                 batch = functional.pad(images[part], (SHIFT,) * 4, value=-1.0)
@@ -77,7 +77,7 @@ def train_classifier(
                 batch = batch[:, :, top : top + 28, left : left + 28]
                 loss = functional.cross_entropy(model(batch), labels[part])
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
     return model.eval()

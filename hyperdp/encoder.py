@@ -67,6 +67,6 @@ class Encoder(nn.Module):
 def clip(embeddings: Tensor, clip_norm: float) -> Tensor:
     """Clip to e · min(1, C / ‖e‖), float32 [..., k]: training's twin of the lattice clip."""
     norms = embeddings.norm(dim=-1, keepdim=True)
-    return embeddings * (clip_norm / norms.clamp(min=torch.finfo(torch.float32).tiny)).clamp(
-        max=1.0
-    )
+    scale = clip_norm / norms.clamp(min=torch.finfo(torch.float32).tiny)
+    clipped: Tensor = embeddings * scale.clamp(max=1.0)
+    return clipped

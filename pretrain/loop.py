@@ -172,7 +172,7 @@ class Loop:
             rng = torch.Generator().manual_seed(seeds[worker])
             with torch.autocast(device, torch.bfloat16, enabled=bf16):  # a thread has its own
                 loss, figures = self.step_fn(rng, worker)
-            (loss / count).backward()
+            (loss / count).backward()  # type: ignore[no-untyped-call]
             return {"loss": float(loss.detach()), **figures}
 
         shares = [share(0)] if workers is None else list(workers.map(share, range(count)))
