@@ -18,11 +18,30 @@ from torch import Tensor
 from hyperdp import keys
 from hyperdp.certificate import Certificate, read_release
 from hyperdp.errors import UsageError
-from hyperdp.mechanism import STEPS_PER_UNIT
+from hyperdp.mechanism import STEPS_PER_UNIT, MechanismSpec
 
 
 class SignalWarning(UserWarning):
     """The noise drowns whatever the release can say, or its δ is weak."""
+
+
+def mean_and_noise(
+    sums: NDArray[np.int64], counts: NDArray[np.int64], spec: MechanismSpec, sigma: float
+) -> tuple[Tensor, Tensor]:
+    """What ρ is given: the noisy mean of each class, and the noise on it.
+
+    Args:
+        sums: int64 [L, k], noisy, in lattice steps.
+        counts: int64 [L], noisy, in lattice steps.
+        spec: the query.
+        sigma: noise std, in lattice steps.
+
+    Returns:
+        mean float32 [L, k] and its noise std float32 [L], in the embedding's units.
+    """
+    divisor = np.maximum(counts / spec.count_bound, 1.0) * STEPS_PER_UNIT  # [L]
+    mean, std = sums / divisor[:, None], sigma / divisor
+    return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,8 +87,7 @@ class Release:
             float32 [L, k], in the embedding's units: noisy sum / max(noisy count, 1). Dividing by
             the true count instead would leave the promise (docs/privacy.md, pitfall 1).
         """
-        mean = self.sums / STEPS_PER_UNIT / self._divisor()[:, None]  # [L, k]
-        return torch.from_numpy(mean.astype(np.float32))
+        return self._mean_and_noise()[0]
 
     def mean_noise_std(self) -> Tensor:
         """Std of the noise on each coordinate of `mean`, given the noisy count.
@@ -77,8 +95,11 @@ class Release:
         Returns:
             float32 [L], in the embedding's units: σ / max(noisy count, 1).
         """
-        sigma = self.certificate.sigma_lattice / STEPS_PER_UNIT
-        return torch.from_numpy((sigma / self._divisor()).astype(np.float32))
+        return self._mean_and_noise()[1]
+
+    def _mean_and_noise(self) -> tuple[Tensor, Tensor]:
+        c = self.certificate
+        return mean_and_noise(self.sums, self.counts, c.spec, c.sigma_lattice)
 
     def signal_to_noise(self) -> float:
         """Best signal-to-noise ratio that the largest class can have.
@@ -128,9 +149,6 @@ class Release:
         spec = self.certificate.spec
         sigma = self.certificate.sigma_lattice * spec.counts_are_private
         return float(sigma * spec.num_classes**0.5 / spec.count_bound)
-
-    def _divisor(self) -> NDArray[np.float64]:
-        return np.maximum(self.count(), 1.0)  # [L]
 
 
 @dataclass(frozen=True)
