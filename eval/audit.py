@@ -86,6 +86,8 @@ def audit(
     *,
     trials: int,
     workers: int = 2,
+    confidence: float = CONFIDENCE,
+    worlds: tuple[ClippedSum, ClippedSum] | None = None,
     release: Callable[[ClippedSum, PrivacyBudget], Scores] | None = None,
 ) -> Bound:
     """Attack `ClippedSum` and `add_noise` on worst-case neighbours.
@@ -95,13 +97,15 @@ def audit(
         budget: the claim to be attacked.
         trials: releases in each world.
         workers: processes to share them.
+        confidence: of the bound.
+        worlds: neighbouring sums, without and with the unit; by default those of `neighbours`.
         release: stands in for the real noise, to try the audit itself on broken variants; it must
             be importable by name.
 
     Returns:
         The bound; its ε must not exceed the budget's.
     """
-    attack = partial(_attack, spec, budget, release or noisy_query)
+    attack = partial(_attack, worlds or neighbours(spec), budget, release or noisy_query)
     shares = [trials // workers + (i < trials % workers) for i in range(workers)]
     jobs = [(n, present) for present in (False, True) for n in shares]
     if workers == 1:
@@ -110,7 +114,9 @@ def audit(
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             parts = [f.result() for f in [pool.submit(attack, *job) for job in jobs]]
     without, with_unit = np.concatenate(parts[:workers]), np.concatenate(parts[workers:])
-    return bound_epsilon(without, with_unit, threshold=0.5, delta=budget.delta)
+    return bound_epsilon(
+        without, with_unit, threshold=0.5, delta=budget.delta, confidence=confidence
+    )
 
 
 def noisy_query(total: ClippedSum, budget: PrivacyBudget) -> Scores:
@@ -144,14 +150,14 @@ def neighbours(spec: MechanismSpec) -> tuple[ClippedSum, ClippedSum]:
 
 
 def _attack(
-    spec: MechanismSpec,
+    worlds: tuple[ClippedSum, ClippedSum],
     budget: PrivacyBudget,
     release: Callable[[ClippedSum, PrivacyBudget], Scores],
     trials: int,
     present: bool,
 ) -> Scores:
     """Scores of `trials` releases in one world: 0 on average without the unit, 1 with it."""
-    worlds = neighbours(spec)
+    spec = worlds[0].spec
     exact = [
         np.concatenate([w._sums.ravel(), w._counts]) / STEPS_PER_UNIT  # the adversary knows them
         for w in worlds
