@@ -1,0 +1,181 @@
+"""`hyperdp ledger`: what datasets have spent, their caps, and the log behind it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hyperdp.cli import _options as o
+from hyperdp.errors import UsageError
+
+if TYPE_CHECKING:
+    from hyperdp.accounting import Account
+    from hyperdp.ledger import Ledger
+
+app = typer.Typer(
+    name="ledger",
+    help="Show what has been spent on a dataset, and set its cap.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+Dataset = Annotated[
+    str,
+    typer.Argument(
+        help="What the ledger knows the dataset by: its --dataset name, or its path.",
+        metavar="DATASET",
+        show_default=False,
+    ),
+]
+UnitName = Annotated[str, typer.Option("--unit", help="What is protected: record or user.")]
+
+
+@app.command("show")
+def show_command(dataset: Dataset, ledger: o.LedgerFile = None, as_json: o.AsJson = False) -> None:
+    """Show what a dataset has spent and what is left.
+
+    Example: hyperdp ledger show scans/
+    """
+    account = _open(ledger).account(_identity(dataset))
+    if account is None:
+        raise UsageError(
+            expected="a dataset that this ledger has an entry of",
+            found=repr(dataset),
+            todo="Give the name or path that it was released under.",
+        )
+    facts = _account_facts(account)
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"adjacency {facts['adjacency']}, unit {facts['unit']}")
+    typer.echo(
+        f"spent {facts['spent_epsilon']:.4g} of epsilon {facts['cap_epsilon']:g} at delta "
+        f"{facts['cap_delta']:g}, in {facts['events']} events"
+    )
+    typer.echo(f"one more release may have epsilon {facts['remaining_epsilon']:.4g}")
+
+
+@app.command("set-cap")
+def set_cap_command(
+    dataset: Dataset,
+    epsilon: o.Epsilon,
+    delta: o.Delta,
+    adjacency: o.AdjacencyName = "add-remove",
+    unit: UnitName = "record",
+    ledger: o.LedgerFile = None,
+) -> None:
+    """Set the most that a dataset may spend, over all its releases together.
+
+    Example: hyperdp ledger set-cap scans/ --epsilon 3 --delta 1e-5
+    """
+    from hyperdp.budget import PrivacyBudget
+
+    cap = PrivacyBudget(
+        epsilon=epsilon,
+        delta=delta,
+        adjacency=adjacency,
+        unit=unit,  # type: ignore[arg-type]  # PrivacyBudget refuses other words
+    )
+    from hyperdp.ledger import Ledger
+
+    Ledger(ledger or o.default_ledger()).set_cap(_identity(dataset), cap)
+    typer.echo(f"cap of {dataset}: epsilon {epsilon:g} at delta {delta:g}")
+
+
+@app.command("history")
+def history_command(
+    dataset: Annotated[
+        str | None, typer.Argument(help="One dataset's entries only.", show_default=False)
+    ] = None,
+    ledger: o.LedgerFile = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """List what each entry bought; the whole log is checked on the way.
+
+    Example: hyperdp ledger history scans/ --json
+    """
+    name = None if dataset is None else _identity(dataset)
+    rows = [_entry_facts(vars(entry)) for entry in _open(ledger).history(name)]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("#", "time", "what", "dataset", "bought", box=None)
+    for row in rows:
+        table.add_row(str(row["seq"]), row["time"], row["kind"], row["dataset"][:12], row["bought"])
+    Console().print(table)
+
+
+@app.command("export")
+def export_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, signed JSON.")],
+    ledger: o.LedgerFile = None,
+) -> None:
+    """Write the whole ledger as signed JSON, for a third party's `hyperdp verify --ledger`.
+
+    Example: hyperdp ledger export -o ledger-export.json
+    """
+    from hyperdp.keys import write_durably
+
+    data = _open(ledger).export()
+    try:
+        write_durably(out, data)
+    except OSError as error:
+        raise UsageError(
+            expected=f"a file that can be written at {out}",
+            found=error.strerror or "a refusal",
+            todo="Choose another place.",
+        ) from error
+    typer.echo(f"ledger in {out}")
+
+
+def _open(path: Path | None) -> Ledger:
+    """The ledger, which must exist: looking must not make one."""
+    from hyperdp.ledger import Ledger
+
+    found = path or o.default_ledger()
+    if not found.is_file():
+        raise UsageError(
+            expected="a ledger", found=f"nothing at {found}", todo="Name the ledger with --ledger."
+        )
+    return Ledger(found)
+
+
+def _identity(dataset: str) -> str:
+    """A path as `release` resolves it, or the name as it is."""
+    path = Path(dataset).expanduser()
+    return str(path.resolve()) if path.exists() else dataset
+
+
+def _account_facts(account: Account) -> dict[str, Any]:
+    return {
+        "adjacency": account.cap.adjacency,
+        "unit": account.cap.unit,
+        "cap_epsilon": account.cap.epsilon,
+        "cap_delta": account.cap.delta,
+        "spent_epsilon": account.spent_epsilon,
+        "remaining_epsilon": account.remaining_epsilon,
+        "events": len(account.events),
+    }
+
+
+def _entry_facts(entry: dict[str, Any]) -> dict[str, Any]:
+    body = entry["body"]
+    match entry["kind"]:
+        case "cap":
+            bought = f"may spend epsilon {body['epsilon']:g} at delta {body['delta']:g}"
+        case "reserve":
+            bought = (
+                f"{body['purpose']}: epsilon {body['epsilon']:g}, delta {body['delta']:g}, "
+                f"{body['adjacency']}, bundle {body['bundle_hash'][:12]}"
+            )
+        case "spend":
+            bought = f"noise drawn for {body['reservation'][:12]}"
+        case _:
+            bought = f"certificate {body['certificate_sha256'][:12]}"
+    return {**entry, "bought": bought}
