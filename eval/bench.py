@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-import tomllib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from torch import Tensor
+import numpy as np
+import torch
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle, load_bundle
 from hyperdp.errors import UsageError
+from hyperdp.eval.bench_recipe import BenchConfig, Cell, cells
 from hyperdp.eval.digit_classifier import DigitClassifier, train_classifier
 from hyperdp.eval.features import EfficientNetLite0, Features, extract
 from hyperdp.eval.metrics.fid import fid, kid
@@ -22,87 +21,38 @@ from hyperdp.eval.private_sets import PrivateSet, load_private_set
 from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
 from hyperdp.eval.study import (
     CONTROLS,
-    SamplingConfig,
+    Progress,
     control_weights,
     draw_images,
+    held_out_loss,
     lora_weights,
     release_once,
     released_weights,
 )
 from hyperdp.lora import Weights, pick
-from hyperdp.private.finetune import FinetuneConfig
-
-RECIPES = Path(__file__).parent / "recipes"
-METHODS = ("floor", "base", "lora", *CONTROLS, "hyper")
-NEEDS_RELEASE = ("hyper",)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchConfig:
-    """A benchmark recipe.
-
-    Attributes:
-        bench: its name, in every row.
-        bundle: name or folder.
-        private_sets: see `hyperdp.eval.private_sets`.
-        n: numbers of private records. epsilon: budgets. delta: of every budget.
-        seeds: of draws of records, starting noise and training; the noise of a release has none.
-        methods: out of `METHODS`; `floor` is the private records themselves.
-        labelled: one adapter for each class, measured by how many of its images a classifier of the
-            reference set reads as that class.
-        sampling, finetune: the same for every cell.
-    """
-
-    bench: str
-    bundle: str
-    private_sets: list[str]
-    n: list[int]
-    epsilon: list[float]
-    delta: float
-    seeds: list[int]
-    methods: list[str]
-    labelled: bool = False
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One cell of the table; n and ε are None where the method does not depend on them."""
-
-    private_set: str
-    method: str
-    n: int | None
-    epsilon: float | None
-    seed: int
-
-
-def cells(config: BenchConfig) -> Iterator[Cell]:
-    """Every cell of a recipe, the references of a set before what is compared with them.
-
-    Raises:
-        UsageError: an unknown method.
-    """
-    if unknown := sorted(set(config.methods) - set(METHODS)):
+def load_set(name: str) -> PrivateSet:
+    """A private set by name, or a public task by the path that `hyperdp pretrain tasks` wrote."""
+    if not name.endswith(".npz"):
+        return load_private_set(name)
+    path = Path(name)
+    if not path.is_file():
         raise UsageError(
-            expected=f"methods out of {', '.join(METHODS)}",
-            found=", ".join(unknown),
-            todo="Correct the recipe.",
+            expected="a public task that `hyperdp pretrain tasks` wrote",
+            found=f"no file {path}",
+            todo="Run `hyperdp pretrain tasks -o FOLDER` first.",
         )
-    for name in config.private_sets:
-        for method in METHODS:
-            if method in config.methods and method not in NEEDS_RELEASE:
-                yield Cell(
-                    private_set=name, method=method, n=None, epsilon=None, seed=config.seeds[0]
-                )
-        for method in METHODS:
-            if method in config.methods and method in NEEDS_RELEASE:
-                for n in config.n:
-                    for epsilon in config.epsilon:
-                        for seed in config.seeds:
-                            yield Cell(
-                                private_set=name, method=method, n=n, epsilon=epsilon, seed=seed
-                            )
+    with np.load(path, allow_pickle=False) as file:
+        pool, reference = (torch.from_numpy(file[key]) for key in ("pool", "reference"))
+    return PrivateSet(
+        name=name,
+        about=f"Public validation task {path.stem}.",
+        pool=pool.float() / 127.5 - 1,
+        pool_labels=None,
+        reference=reference.float() / 127.5 - 1,
+        reference_labels=None,
+    )
 
 
 class World:
@@ -110,7 +60,7 @@ class World:
 
     def __init__(self, config: BenchConfig, name: str, bundle: Bundle) -> None:
         self.config, self.bundle = config, bundle
-        self.data: PrivateSet = load_private_set(name)
+        self.data = load_set(name)
         self.extractor = EfficientNetLite0()
 
     @cached_property
@@ -118,38 +68,38 @@ class World:
         """Features of the reference half."""
         return extract(self.extractor, self.data.reference)
 
-    def weights(self, cell: Cell, progress: Callable[[int, int], None]) -> Weights:
+    def weights(self, cell: Cell, progress: Progress) -> Weights:
         """The adapter of a cell; {} for the base model."""
         if cell.method == "base":
             return {}
         if cell.method in CONTROLS:
             return control_weights(self.bundle, cell.method)
-        if cell.method == "lora":
+        if cell.method.startswith("lora"):
             images, _ = self.data.records(max(self.config.n), seed=cell.seed)
-            return lora_weights(
-                self.bundle, images, self.config.finetune, seed=cell.seed, progress=progress
-            )
+            setting = self.config.variants.get(cell.method[5:], self.config.finetune)
+            return lora_weights(self.bundle, images, setting, seed=cell.seed, progress=progress)
         assert cell.n is not None and cell.epsilon is not None  # noqa: S101
         images, _ = self.data.records(cell.n, seed=cell.seed)
         budget = PrivacyBudget(epsilon=cell.epsilon, delta=self.config.delta)
         return pick(released_weights(self.bundle, release_once(self.bundle, images, budget)), 0)
 
-    def images(self, cell: Cell, progress: Callable[[int, int], None]) -> Tensor:
-        """What is measured: generated images, or for the floor real ones."""
+    def measure(self, cell: Cell, progress: Progress) -> dict[str, float]:
+        """The figures of one cell: `loss` on the reference half, `fid` and `kid`."""
+        count = self.config.sampling.count
+        figures: dict[str, float] = {}
         if cell.method == "floor":
-            return self.data.pool[: self.config.sampling.count]
-        weights = self.weights(cell, progress)
-        return draw_images(
-            self.bundle, weights, self.config.sampling, seed=cell.seed, progress=progress
-        )
-
-    def measure(self, cell: Cell, progress: Callable[[int, int], None]) -> dict[str, float]:
-        """The figures of one cell: `fid` and `kid`, or for a labelled bench `accuracy`."""
-        features = extract(self.extractor, self.images(cell, progress))
-        return {
-            "fid": fid(features, self.reference).value,
-            "kid": kid(features, self.reference).value,
-        }
+            images = self.data.pool[:count]
+        else:
+            weights = self.weights(cell, progress)
+            figures["loss"] = held_out_loss(self.bundle, weights, self.data.reference)
+            images = draw_images(
+                self.bundle, weights, self.config.sampling, seed=cell.seed, progress=progress
+            )
+        if count:
+            features = extract(self.extractor, images)
+            figures["fid"] = fid(features, self.reference).value
+            figures["kid"] = kid(features, self.reference).value
+        return figures
 
 
 class LabelledWorld(World):
@@ -161,7 +111,7 @@ class LabelledWorld(World):
         assert self.data.reference_labels is not None  # noqa: S101
         return train_classifier(self.data.reference, self.data.reference_labels)
 
-    def measure(self, cell: Cell, progress: Callable[[int, int], None]) -> dict[str, float]:
+    def measure(self, cell: Cell, progress: Progress) -> dict[str, float]:
         """`accuracy` over all classes, and `accuracy_CLASS` for each."""
         labels = self.data.pool_labels
         assert labels is not None  # noqa: S101
@@ -179,9 +129,7 @@ class LabelledWorld(World):
             figures[f"accuracy_{name}"] = self.classifier.share_read_as(images, index)
         return {"accuracy": sum(figures.values()) / len(figures), **figures}
 
-    def _class_weights(
-        self, cell: Cell, names: list[str], progress: Callable[[int, int], None]
-    ) -> list[Weights]:
+    def _class_weights(self, cell: Cell, names: list[str], progress: Progress) -> list[Weights]:
         if cell.method == "base":
             return [{} for _ in names]
         if cell.method in CONTROLS:
@@ -207,7 +155,7 @@ def run_bench(
     config: BenchConfig,
     out: Path,
     *,
-    on_cell: Callable[[Cell, int, int], Callable[[int, int], None]] | None = None,
+    on_cell: Callable[[Cell, int, int], Progress] | None = None,
 ) -> list[Row]:
     """Makes every cell that the results file does not hold yet.
 
@@ -275,40 +223,3 @@ def _gain(figures: dict[str, float], cell: Cell, rows: list[Row]) -> dict[str, f
 
 def _silent(done: int, total: int) -> None:
     """No progress."""
-
-
-def read_bench_recipe(name_or_path: str, only: list[str] | None = None) -> BenchConfig:
-    """Reads a bench recipe.
-
-    Args:
-        name_or_path: a TOML file, or the name of a shipped recipe.
-        only: keep these private sets.
-
-    Raises:
-        UsageError: no such recipe, bad TOML, or keys that do not fit.
-    """
-    path = Path(name_or_path)
-    if not path.is_file():
-        path = RECIPES / f"{name_or_path}.toml"
-    if not path.is_file():
-        raise UsageError(
-            expected="a recipe: a TOML file or a shipped name",
-            found=repr(name_or_path),
-            todo=f"Shipped recipes: {', '.join(sorted(p.stem for p in RECIPES.glob('*.toml')))}.",
-        )
-    try:
-        values = tomllib.loads(path.read_text())
-        config = BenchConfig(
-            **{
-                **values,
-                "sampling": SamplingConfig(**values.get("sampling", {})),
-                "finetune": FinetuneConfig(**values.get("finetune", {})),
-            }
-        )
-    except (tomllib.TOMLDecodeError, TypeError) as error:
-        raise UsageError(
-            expected=f"a bench recipe in {path}", found=str(error), todo="Correct the file."
-        ) from error
-    if only:
-        config = dataclasses.replace(config, private_sets=only)
-    return config

@@ -64,6 +64,8 @@ def draw_images(
         float32 [count, C, H, W] in [-1, 1].
     """
     base = bundle.base
+    if config.count == 0:
+        return torch.empty(0, *base.image_shape)
     device = next(base.model.parameters()).device.type
     with adapters(base.model, weights), torch.autocast(device, torch.bfloat16, enabled=config.bf16):
         return base.sample(
@@ -73,6 +75,24 @@ def draw_images(
             batch_size=config.batch_size,
             progress=progress,
         ).float()
+
+
+@torch.no_grad()
+def held_out_loss(bundle: Bundle, weights: Weights, images: Tensor, *, count: int = 512) -> float:
+    """The base model's own loss on records that were not trained on, at fixed times and noise.
+
+    Args:
+        bundle: its base model.
+        weights: one adapter, or {}.
+        images: float32 [N, C, H, W]; the first `count` of them are used.
+        count: number of records.
+    """
+    rng = torch.Generator().manual_seed(0)
+    losses = []
+    with adapters(bundle.base.model, weights):
+        for part in torch.split(images[:count], 64):
+            losses.append(bundle.base.loss(part, rng))
+    return float(torch.cat(losses).mean())
 
 
 def control_weights(bundle: Bundle, name: str) -> Weights:

@@ -11,7 +11,8 @@ import torch
 
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import bench as bench_module
-from hyperdp.eval.bench import BenchConfig, cells, read_bench_recipe, run_bench
+from hyperdp.eval.bench import run_bench
+from hyperdp.eval.bench_recipe import BenchConfig, cells, read_bench_recipe
 from hyperdp.eval.digit_classifier import train_classifier
 from hyperdp.eval.private_sets import load_private_set
 from hyperdp.eval.results import Row, append_rows, mean_std, read_rows, to_markdown

@@ -26,7 +26,8 @@ def bench_command(
 
     Example: hyperdp bench glyphs-gain
     """
-    from hyperdp.eval.bench import Cell, read_bench_recipe, run_bench
+    from hyperdp.eval.bench import run_bench
+    from hyperdp.eval.bench_recipe import Cell, read_bench_recipe
     from hyperdp.eval.results import RESULTS, to_markdown
 
     config = read_bench_recipe(recipe, private_set)

@@ -45,6 +45,34 @@ def corpus_command() -> None:
     )
 
 
+@app.command("tasks")
+def tasks_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tasks, one .npz each.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of tasks.")] = 6,
+    records: Annotated[int, typer.Option(min=2, help="Records in pool and reference each.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+) -> None:
+    """Draw held-out public tasks, to choose hyper-parameters on.
+
+    Example: hyperdp pretrain tasks -o runs/tasks
+    """
+    import numpy as np
+    import torch
+
+    from hyperdp.images import to_uint8
+    from hyperdp.pretrain import corpus
+    from hyperdp.pretrain.tasks import TaskMix, TaskSampler
+
+    sampler = TaskSampler(corpus.open_corpus(), 1, TaskMix(everything=0.0))
+    rng = torch.Generator().manual_seed(seed)
+    out.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        pixels = to_uint8(sampler.draw(1, 2 * records, rng)[0]).transpose(0, 3, 1, 2)
+        path = out / f"public-{seed}-{index}.npz"
+        np.savez_compressed(path, pool=pixels[:records], reference=pixels[records:])
+        typer.echo(str(path))
+
+
 @app.command("base")
 def base_command(
     recipe: Recipe = "glyphs-base",
