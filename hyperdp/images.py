@@ -33,14 +33,16 @@ def save_images(images: Tensor, folder: Path) -> None:
         _picture(pixels).save(folder / f"{index:05d}.png")
 
 
-def save_grid(images: Tensor, path: Path, *, columns: int | None = None, zoom: int = 2) -> None:
-    """Writes images side by side as one picture.
+def grid_picture(images: Tensor, *, columns: int | None = None, zoom: int = 2) -> Image.Image:
+    """Images side by side as one picture.
 
     Args:
         images: float [N, C, H, W] in [-1, 1].
-        path: a `.png` file.
         columns: images in a row; the nearest to a square when None.
         zoom: whole-number enlargement.
+
+    Returns:
+        The picture, in memory alone: private images need not touch a disk to be looked at.
     """
     pixels = to_uint8(images)
     count, height, width, channels = pixels.shape
@@ -50,6 +52,17 @@ def save_grid(images: Tensor, path: Path, *, columns: int | None = None, zoom: i
     sheet[:count] = pixels
     sheet = sheet.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
     whole = sheet.reshape(rows * height, columns * width, channels)
-    picture = _picture(whole.repeat(zoom, 0).repeat(zoom, 1))
+    return _picture(whole.repeat(zoom, 0).repeat(zoom, 1))
+
+
+def save_grid(images: Tensor, path: Path, *, columns: int | None = None, zoom: int = 2) -> None:
+    """Writes `grid_picture` to a `.png` file.
+
+    Args:
+        images: float [N, C, H, W] in [-1, 1].
+        path: the file; its folder is made where it is missing.
+        columns: see `grid_picture`.
+        zoom: see `grid_picture`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    grid_picture(images, columns=columns, zoom=zoom).save(path)

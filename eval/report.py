@@ -1,0 +1,287 @@
+"""The report of a run: one HTML page that needs nothing beside itself, and its facts as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from torch import Tensor
+
+from hyperdp.accounting import epsilon, event_from_json
+from hyperdp.errors import DataError
+from hyperdp.eval.metrics.fid import metric_title
+from hyperdp.eval.pictures import Bar, bar_chart, inline_png
+from hyperdp.eval.reading import MetricRow, Sentence, number, read_rows, verdict
+from hyperdp.mechanism import STEPS_PER_UNIT
+from hyperdp.private.release import Release
+
+NOT_PRIVATE = "not differentially private, do not publish"
+PRIVATE_PICTURES = "private: do not publish"
+GRID_COLUMNS = 8
+GRID_IMAGES = GRID_COLUMNS**2
+CHART_WIDTHS = {"wide": 1000, "narrow": 340}  # CSS pixels; the style sheet chooses
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseFacts:
+    """What a certificate states and the noise let out; all of it may be published.
+
+    Attributes:
+        name: what the report calls the release, for example "n = 128".
+        epsilon, delta: the promise. adjacency, unit: what it is about.
+        noise_multiplier: τ = σ / Δ.
+        sensitivity: Δ. sigma: σ, noise std of the sum. clip_norm: C. All in the embedding's units.
+        embedding_dim: k. num_classes: L, 1 for an unlabelled release.
+        noisy_count: n̂ over all classes. count_is_noisy: False where n is public.
+        signal_to_noise: the best that the mean can have, see `Release.signal_to_noise`.
+        bundle, created, release_sha256: of the certificate.
+        event, delta_discretisation: how the release counts in a composition.
+    """
+
+    name: str
+    epsilon: float
+    delta: float
+    adjacency: str
+    unit: str
+    noise_multiplier: float
+    sensitivity: float
+    sigma: float
+    clip_norm: float
+    embedding_dim: int
+    num_classes: int
+    noisy_count: float
+    count_is_noisy: bool
+    signal_to_noise: float
+    bundle: str
+    created: str
+    release_sha256: str
+    event: dict[str, Any]
+    delta_discretisation: float
+
+    @classmethod
+    def of(cls, release: Release, name: str) -> ReleaseFacts:
+        """The facts of a release.
+
+        Args:
+            release: with its certificate.
+            name: what the report calls it.
+        """
+        c = release.certificate
+        return cls(
+            name=name,
+            epsilon=c.epsilon,
+            delta=c.delta,
+            adjacency=c.adjacency,
+            unit=c.unit,
+            noise_multiplier=c.noise_multiplier,
+            sensitivity=c.sensitivity,
+            sigma=c.sigma_lattice / STEPS_PER_UNIT,
+            clip_norm=c.clip_norm,
+            embedding_dim=c.embedding_dim,
+            num_classes=c.num_classes,
+            noisy_count=float(release.count().sum()),
+            count_is_noisy=c.spec.counts_are_private,
+            signal_to_noise=release.signal_to_noise(),
+            bundle=c.bundle_name,
+            created=c.created,
+            release_sha256=c.release_sha256,
+            event=c.event,
+            delta_discretisation=c.delta_discretisation,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GridPanel:
+    """One grid of images.
+
+    Attributes:
+        title, caption: above and below it.
+        images: float [N, C, H, W] in [-1, 1]; the first 64 are shown.
+        private: whether these are private records themselves.
+    """
+
+    title: str
+    caption: str
+    images: Tensor = field(repr=False)
+    private: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportInput:
+    """All that a report says.
+
+    Attributes:
+        title: of the page.
+        private_about: what was private, in a sentence or two.
+        releases: what was spent, release by release.
+        grids: what the page shows, in this order.
+        rows: the metric table, in this order; at least one.
+        floor_fid, floor_kid: real images against other real images, at the same sizes.
+        extractor: name of the feature extractor behind FID and KID.
+        samples, reference: numbers of images on either side.
+        stages: (what, seconds).
+        command, hardware, version: how to make it again; version is hyperdp's.
+        seed: of the draw of records and of the starting noise; the noise of a release has none.
+        created: ISO 8601, UTC.
+
+    Raises:
+        DataError: no row, or a metric that is not a finite number.
+    """
+
+    title: str
+    private_about: str
+    releases: Sequence[ReleaseFacts]
+    grids: Sequence[GridPanel] = field(compare=False)
+    rows: Sequence[MetricRow]
+    floor_fid: float
+    floor_kid: float
+    extractor: str
+    samples: int
+    reference: int
+    stages: Sequence[tuple[str, float]]
+    command: str
+    hardware: str
+    version: str
+    seed: int | None = None
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __post_init__(self) -> None:
+        figures = [self.floor_fid, self.floor_kid]
+        figures += [value for row in self.rows for value in (row.fid, row.kid)]
+        if not self.rows or not all(map(math.isfinite, figures)):
+            raise DataError(
+                expected="at least one row of metrics, each a finite number",
+                found="no row" if not self.rows else "infinity or NaN",
+                todo="Measure before reporting; look at the images where a metric is not finite.",
+            )
+
+
+def write_report(report: ReportInput, path: str | Path) -> Path:
+    """Writes the page, and beside it its facts as JSON, which hold no image.
+
+    Args:
+        report: what it says.
+        path: of the page; the facts take its name with the suffix `.json`.
+
+    Returns:
+        The page's path.
+    """
+    page = Path(path)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(render_report(report), encoding="utf-8")
+    facts = json.dumps(report_facts(report), ensure_ascii=False, indent=2, allow_nan=False)
+    page.with_suffix(".json").write_text(facts + "\n", encoding="utf-8")
+    return page
+
+
+def report_facts(report: ReportInput) -> dict[str, Any]:
+    """All that a report says in plain types, without any image.
+
+    Args:
+        report: what it says.
+
+    Returns:
+        A dictionary for JSON; `warning` says that it is not private.
+    """
+    plain = {
+        name: getattr(report, name)
+        for name in report.__dataclass_fields__
+        if name not in {"grids", "releases", "rows", "stages"}
+    }
+    return {
+        "format": "hyperdp-report/1",
+        "warning": f"metrics computed on private data: {NOT_PRIVATE}",
+        **plain,
+        "releases": [asdict(release) for release in report.releases],
+        "rows": [asdict(row) for row in report.rows],
+        "stages": [{"stage": name, "seconds": seconds} for name, seconds in report.stages],
+        "reading": [sentence.text for sentence in _reading(report)],
+    }
+
+
+def render_report(report: ReportInput) -> str:
+    """The page as text.
+
+    Args:
+        report: what it says.
+
+    Returns:
+        HTML with styles, charts and images in it and no address of anything outside.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(number=number, duration=duration)
+    template = environment.get_template("report.html")
+    longest = max([seconds for _, seconds in report.stages], default=0.0)
+    charts = {name: _chart(report, width) for name, width in CHART_WIDTHS.items()}
+    return template.render(
+        r=report,
+        reading=_reading(report),
+        verdict=verdict(report.rows, floor_fid=report.floor_fid),
+        composed=composed_epsilon(report.releases),
+        charts={name: Markup(svg) for name, svg in charts.items()},  # noqa: S704 - escaped by matplotlib
+        grids=[
+            (panel, inline_png(panel.images[:GRID_IMAGES], columns=GRID_COLUMNS))
+            for panel in report.grids
+        ],
+        stages=[(name, s, 100 * s / longest if longest else 0) for name, s in report.stages],
+        total_seconds=sum(seconds for _, seconds in report.stages),
+        fid_title=metric_title("fid", report.extractor),
+        kid_title=metric_title("kid", report.extractor),
+        not_private=NOT_PRIVATE,
+        private_pictures=PRIVATE_PICTURES,
+    )
+
+
+def composed_epsilon(releases: Sequence[ReleaseFacts]) -> float | None:
+    """What the releases cost a unit that is in all of them, at the largest of their δ.
+
+    Args:
+        releases: any number.
+
+    Returns:
+        ε; None for fewer than two releases, or where adjacency or unit differ and nothing adds up.
+    """
+    if len(releases) < 2 or len({(r.adjacency, r.unit) for r in releases}) > 1:
+        return None
+    delta = max(r.delta for r in releases) - sum(r.delta_discretisation for r in releases)
+    return epsilon([event_from_json(r.event) for r in releases], delta)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "0.4 s", "52 s", "3 min 08 s"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def _reading(report: ReportInput) -> list[Sentence]:
+    return read_rows(
+        report.rows,
+        floor_fid=report.floor_fid,
+        extractor=report.extractor,
+        samples=report.samples,
+        reference=report.reference,
+    )
+
+
+def _chart(report: ReportInput, width: int) -> str:
+    bars = [
+        Bar(label=row.label, value=row.fid, text=number(row.fid), accent=row.method == "hyper")
+        for row in report.rows
+    ]
+    floor = number(report.floor_fid)
+    return bar_chart(
+        bars, floor=report.floor_fid, floor_text=f"real/real floor {floor}", width=width
+    )
