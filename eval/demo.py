@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyperdp import __version__
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle, load_bundle
 from hyperdp.errors import UsageError
 from hyperdp.eval.features import EfficientNetLite0, Features, extract
 from hyperdp.eval.metrics.fid import fid, kid
 from hyperdp.eval.private_sets import load_private_set
+from hyperdp.eval.reading import METHODS, MetricRow
+from hyperdp.eval.report import GridPanel, ReleaseFacts, ReportInput
+from hyperdp.eval.results import hardware
 from hyperdp.eval.study import SamplingConfig, control_weights, draw_images
 from hyperdp.images import save_grid, to_uint8
 from hyperdp.ledger import Ledger
@@ -113,7 +117,7 @@ def run_demo(config: DemoConfig, out: Path, stage: Stage) -> DemoResult:
     data = load_private_set(PRIVATE_SET)
 
     @contextmanager
-    def timed(name: str):  # type: ignore[no-untyped-def]
+    def timed(name: str) -> Iterator[Progress]:
         began = time.monotonic()
         yield stage(name)
         result.stages.append((name, time.monotonic() - began))
@@ -134,7 +138,7 @@ def run_demo(config: DemoConfig, out: Path, stage: Stage) -> DemoResult:
             path, images=to_uint8(records)[..., 0], labels=np.asarray(labels).astype(str)
         )
         with timed(f"release, n = {n}"):
-            result.releases[n] = _release(result.bundle, path, out / f"release-{n}", config, out)
+            result.releases[n] = _release(result.bundle, path, out / f"release-{n}", config)
         with timed(f"emit, n = {n}"):
             [folder] = emit_adapter(out / f"release-{n}", result.bundle, out / f"adapter-{n}")
             weights[f"hyper_{n}"] = load_peft(folder)
@@ -150,13 +154,13 @@ def run_demo(config: DemoConfig, out: Path, stage: Stage) -> DemoResult:
     return result
 
 
-def _release(bundle: Bundle, path: Path, folder: Path, config: DemoConfig, out: Path) -> Release:
+def _release(bundle: Bundle, path: Path, folder: Path, config: DemoConfig) -> Release:
     dataset = open_dataset(path, image_shape=bundle.config.image_shape)
     return release(
         dataset.records(),
         bundle=bundle,
         budget=PrivacyBudget(epsilon=config.epsilon, delta=config.delta),
-        ledger=Ledger(out / "ledger.db"),
+        ledger=Ledger(folder.parent / "ledger.db"),
         out=folder,
         dataset=str(path.resolve()),
     )
@@ -171,3 +175,64 @@ def _measure(result: DemoResult, real: Tensor, reference: Tensor) -> None:
         result.fid[name] = fid(features, target).value
         distance = kid(features, target)
         result.kid[name], result.kid_std[name] = distance.value, distance.std or 0.0
+
+
+LABELS = {
+    "base": "base model",
+    "public_mean": "ρ(public mean)",
+    "other_task": "ρ(another task)",
+    **{f"hyper_{n}": f"hyperdp, n = {n:,}" for n in SIZES},
+}
+
+
+def demo_report(result: DemoResult, config: DemoConfig, *, command: str) -> ReportInput:
+    """What the demo's page says.
+
+    Args:
+        result: of `run_demo`.
+        config: of the same run.
+        command: what was typed.
+    """
+    sizes = {f"hyper_{n}": n for n in SIZES}
+    rows = [
+        MetricRow(
+            method="hyper" if name in sizes else name,
+            label=LABELS[name],
+            n=sizes.get(name),
+            epsilon=config.epsilon if name in sizes else None,
+            fid=result.fid[name],
+            kid=result.kid[name],
+            kid_std=result.kid_std[name],
+        )
+        for name in LABELS
+    ]
+    grids = [
+        GridPanel(
+            title=LABELS[name], caption=METHODS[row.method], images=result.images[name][:GRID]
+        )
+        for name, row in zip(LABELS, rows, strict=True)
+    ]
+    real = GridPanel(
+        title="the private records",
+        caption="real handwriting, which no generated image should repeat",
+        images=result.real,
+        private=True,
+    )
+    return ReportInput(
+        title="Handwritten digits with one private measurement",
+        private_about="Scanned handwritten digits (MNIST): one dataset of 128 records and one of "
+        "2,000, each released once. The larger holds the smaller.",
+        releases=[ReleaseFacts.of(made, f"n = {n:,}") for n, made in result.releases.items()],
+        grids=[*grids, real],
+        rows=rows,
+        floor_fid=result.fid["floor"],
+        floor_kid=result.kid["floor"],
+        extractor=EfficientNetLite0.name,
+        samples=config.samples,
+        reference=result.reference,
+        stages=result.stages,
+        command=command,
+        hardware=hardware() + (", bfloat16 sampling" if config.bf16 else ""),
+        version=__version__,
+        seed=config.seed,
+    )

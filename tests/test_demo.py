@@ -1,0 +1,70 @@
+"""The demo, end to end on real handwriting with a bundle of toy size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hyperdp.cli._app import run
+from hyperdp.lora import load_peft
+from hyperdp.private.release import Release
+from tests.worlds import tiny_bundle
+
+
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch, capsys) -> tuple[Path, dict[str, object]]:
+    monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "config"))
+    tiny_bundle(tmp_path / "bundle")
+    out = tmp_path / "demo"
+    code = run(
+        [
+            "demo",
+            "--out",
+            str(out),
+            "--bundle",
+            str(tmp_path / "bundle"),
+            "--samples",
+            "60",
+            "--json",
+        ]
+    )
+    assert code == 0
+    return out, json.loads(capsys.readouterr().out)
+
+
+def test_it_releases_emits_samples_measures_and_reports(demo):
+    out, printed = demo
+    page = (out / "report.html").read_text()
+    for label in (
+        "base model",
+        "ρ(public mean)",
+        "hyperdp, n = 128",
+        "hyperdp, n = 2,000",
+        "do not publish",
+    ):
+        assert label in page
+    assert printed["report"] == str(out / "report.html")
+    assert set(printed["fid"]) == {
+        "floor",
+        "base",
+        "public_mean",
+        "other_task",
+        "hyper_128",
+        "hyper_2000",
+    }
+    assert printed["fid"]["floor"] < printed["fid"]["base"]
+    for n in (128, 2000):
+        made = Release.load(out / f"release-{n}")
+        assert made.certificate.epsilon == 1.0
+        assert abs(float(made.count()[0]) - n) < 120  # noisy: σ of the count is about 15
+        assert load_peft(out / f"adapter-{n}")
+    assert (out / "grids" / "hyper_2000.png").is_file()
+
+
+def test_it_never_overwrites(demo):
+    out, _ = demo
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    assert run(["demo", "--out", str(out)]) == 2
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
