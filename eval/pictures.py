@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -66,7 +67,7 @@ def bar_chart(bars: Sequence[Bar], *, floor: float, floor_text: str, width: int)
     left = min(0.4, (longest * 7.2 + 16) / width) if beside else 0.002
     room = 1 - left - 64 / width  # what is right of the longest bar holds its value
     axes = figure.add_axes((left, bottom / height, room, 1 - (top + bottom) / height))
-    style = {"fontsize": _FONT, "parse_math": False, "clip_on": False}
+    style: dict[str, Any] = {"fontsize": _FONT, "parse_math": False, "clip_on": False}
     thickness = 0.62 if beside else 0.4
     for index, bar in enumerate(bars):
         y = -index - (0 if beside else 0.22)
@@ -90,7 +91,8 @@ def bar_chart(bars: Sequence[Bar], *, floor: float, floor_text: str, width: int)
         textcoords="offset points", color=_FLOOR,
         ha="left" if floor < 0.5 * axes.get_xlim()[1] else "right", **style,
     )  # fmt: skip
-    axes.axvline(0, color=_MUTED, linewidth=0.8)
+    if beside:
+        axes.axvline(0, color=_MUTED, linewidth=0.8)
     axes.set_axis_off()
     return _to_svg(figure)
 

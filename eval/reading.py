@@ -10,15 +10,21 @@ from itertools import pairwise
 from hyperdp.eval.metrics.fid import Score, recovered_gain
 
 METHODS = {
-    "base": "the base model before any adaptation; saw no private data",
-    "public_mean": "ρ(public mean): what one shared LoRA gives; saw no private data",
-    "other_task": "ρ(embedding of another task): a wrong description; saw no private data",
-    "hyper": "hyperdp: ρ of the one noisy measurement",
+    "base": "the model before any adaptation",
+    "public_mean": "what one shared LoRA gives",
+    "other_task": "the adapter that ρ makes of another task's embedding",
+    "hyper": "the adapter that ρ makes of the one noisy measurement",
     "dpsgd": "LoRA trained with DP-SGD",
     "lora": "LoRA trained on all private records without any privacy: the mark to reach",
 }
 """What the known methods are; another name may stand in a table and is explained by its label."""
-PUBLIC_METHODS = frozenset({"base", "public_mean", "other_task"})
+NOTHING_SHOWN = {
+    "base": "adapting brought nothing that can be measured here.",
+    "public_mean": "nothing here shows that the private measurement helped beyond what one shared "
+    "public adapter gives.",
+    "other_task": "nothing here shows that it matters whose embedding ρ is given.",
+}
+"""What it means not to beat one of the methods that see no private data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,7 @@ class MetricRow:
     @property
     def privacy(self) -> str:
         """What making the images cost the private records."""
-        if self.method in PUBLIC_METHODS:
+        if self.method in NOTHING_SHOWN:
             return "no private data"
         return "none" if self.epsilon is None else f"ε = {self.epsilon:g}"
 
@@ -107,19 +113,18 @@ def verdict(rows: Sequence[MetricRow], *, floor_fid: float) -> Sentence | None:
     if not hyper:
         return None
     ours = max(hyper, key=lambda row: row.n or 0)
-    controls = [row for row in rows if row.method in PUBLIC_METHODS]
+    controls = [row for row in rows if row.method in NOTHING_SHOWN]
     known = ", ".join(f"{row.label} {number(row.fid)}" for row in controls)
     figures = f"FID {number(ours.fid)}" + (f" against {known}" if known else "")
     figures += f"; real images score {number(floor_fid)}."
-    beaten = [compare(ours, row) for row in controls]
-    if controls and min(beaten) == 1:
-        lead, tone = "Closer to the private images than every control", "good"
-    elif controls and any(b <= 0 for b in beaten):
-        names = " and ".join(row.label for row, b in zip(controls, beaten, strict=True) if b <= 0)
-        lead, tone = f"Not better than {names}", "bad"
-    else:
-        lead, tone = "No control to compare with", "plain"
-    return Sentence(text=f"{lead} ({ours.label}): {figures}", tone=tone)
+    unbeaten = [row.label for row in controls if compare(ours, row) <= 0]
+    if not controls:
+        return Sentence(text=f"{ours.label}: {figures}")
+    if unbeaten:
+        text = f"{ours.label} is not shown to be better than {_listed(unbeaten)}. {figures}"
+        return Sentence(text=text, tone="bad")
+    text = f"{ours.label} is closer to the private images than all that saw none of them. {figures}"
+    return Sentence(text=text, tone="good")
 
 
 def read_rows(
@@ -147,9 +152,7 @@ def read_rows(
         )
     ]
     for ours in hyper:
-        for method in ("base", "public_mean", "other_task"):
-            if method in one:
-                found.append(_against(ours, one[method]))
+        found += _against(ours, {m: one[m] for m in NOTHING_SHOWN if m in one})
     if hyper:
         best = min(hyper, key=lambda row: row.fid)
         found += _reach(best, one, floor_fid=floor_fid, sizes=(samples, reference))
@@ -158,7 +161,7 @@ def read_rows(
         found.append(
             Sentence(
                 text="This is one draw of records and one draw of noise for each release; another "
-                "run will give other figures. `hyperdp bench` repeats it over seeds."
+                "run will give other figures. The command hyperdp bench repeats it over seeds."
             )
         )
     small = " With fewer than 5,000 images on a side, trust KID's order more than FID's."
@@ -172,31 +175,38 @@ def read_rows(
     return found
 
 
-def _against(ours: MetricRow, other: MetricRow) -> Sentence:
-    figures = f"(FID {number(ours.fid)} against {number(other.fid)}, KID {number(ours.kid)} "
-    figures += f"against {number(other.kid)})"
-    means = {
-        "base": (
-            "adapting brought the images closer to the private ones",
-            "adapting brought nothing that can be measured here",
-        ),
-        "public_mean": (
-            "so part of the gain comes from the private measurement, not from adapting as such",
-            "so nothing here shows that the private measurement helped beyond what one shared "
-            "public adapter gives",
-        ),
-        "other_task": (
-            "so it matters whose embedding ρ is given",
-            "so nothing here shows that it matters whose embedding ρ is given",
-        ),
-    }[other.method]
-    result = compare(ours, other)
-    if result == 1:
-        return Sentence(
-            text=f"{ours.label} beats {other.label} {figures}: {means[0]}.", tone="good"
+def _against(ours: MetricRow, others: dict[str, MetricRow]) -> list[Sentence]:
+    """What one row beats, in a sentence, and what it does not beat, each in its own."""
+    found = []
+    beaten = {method: row for method, row in others.items() if compare(ours, row) == 1}
+    if beaten:
+        meanings = []
+        if "base" in beaten:
+            meanings.append("adapting brought the images closer to the private ones")
+            if "public_mean" in beaten:
+                meanings.append("part of that comes from the private measurement itself")
+        if "other_task" in beaten:
+            meanings.append("it matters whose embedding ρ is given")
+        names = _listed([f"{row.label} ({_figures(row)})" for row in beaten.values()])
+        text = f"{ours.label} ({_figures(ours)}) beats {names}"
+        found.append(
+            Sentence(text=text + (f": {_listed(meanings)}." if meanings else "."), tone="good")
         )
-    how = "does worse than" if result == -1 else "cannot be told apart from"
-    return Sentence(text=f"{ours.label} {how} {other.label} {figures}: {means[1]}.", tone="bad")
+    for method, row in others.items():
+        if method not in beaten:
+            how = "does worse than" if compare(ours, row) == -1 else "cannot be told apart from"
+            text = f"{ours.label} ({_figures(ours)}) {how} {row.label} ({_figures(row)}): "
+            found.append(Sentence(text=text + NOTHING_SHOWN[method], tone="bad"))
+    return found
+
+
+def _figures(row: MetricRow) -> str:
+    return f"FID {number(row.fid)}, KID {number(row.kid)}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Words as a sentence lists them: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(words[:-1])] * (len(words) > 1) + list(words[-1:]))
 
 
 def _reach(

@@ -220,7 +220,7 @@ def render_report(report: ReportInput) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(number=number, duration=duration)
+    environment.filters.update(number=number, duration=duration, small=small, date=date)
     template = environment.get_template("report.html")
     longest = max([seconds for _, seconds in report.stages], default=0.0)
     charts = {name: _chart(report, width) for name, width in CHART_WIDTHS.items()}
@@ -234,6 +234,7 @@ def render_report(report: ReportInput) -> str:
             (panel, inline_png(panel.images[:GRID_IMAGES], columns=GRID_COLUMNS))
             for panel in report.grids
         ],
+        columns=len(report.grids) if len(report.grids) <= 5 else math.ceil(len(report.grids) / 2),
         stages=[(name, s, 100 * s / longest if longest else 0) for name, s in report.stages],
         total_seconds=sum(seconds for _, seconds in report.stages),
         fid_title=metric_title("fid", report.extractor),
@@ -264,6 +265,16 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def date(moment: str) -> str:
+    """An ISO 8601 moment as "2026-11-22 18:09 UTC"."""
+    return f"{datetime.fromisoformat(moment).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def small(value: float) -> str:
+    """A number as people write it: "1", "0.5", "1e-5"."""
+    return f"{value:g}".replace("e-0", "e-")
 
 
 def _reading(report: ReportInput) -> list[Sentence]:
