@@ -71,7 +71,11 @@ class Features:
                 found=str(len(self)),
                 todo="Compare sets of the same size: FID depends on it.",
             )
-        return Features(extractor=self.extractor, values=self.values[:count])
+        return self.select(torch.arange(count))
+
+    def select(self, indices: Tensor) -> Features:
+        """The features of the images at `indices`, int64 [M]."""
+        return Features(extractor=self.extractor, values=self.values[indices])
 
 
 def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
