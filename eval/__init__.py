@@ -1,1 +1,1 @@
-"""Measures generated data against reference data; what it computes on private data is not private."""
+"""Measures generated data; what it computes on private data is not private."""

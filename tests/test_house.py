@@ -64,7 +64,7 @@ def copy_of_the_house(target):
             ROOT / name,
             target / name,
             symlinks=True,
-            ignore=shutil.ignore_patterns("__pycache__", "bundles", "sample"),
+            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
         )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, target / name)
@@ -126,6 +126,13 @@ def test_the_wheel_holds_every_module_and_nothing_beside_hyperdp(tmp_path):
     assert modules == {module for _, module in sources()}
     assert {name.split("/")[0] for name in names} == {"hyperdp"}
     assert "hyperdp/py.typed" in names
+    for pattern in ("pretrain/sample/*", "*/recipes/*", "eval/templates/*"):
+        files = [f"hyperdp/{path.relative_to(ROOT)}" for path in ROOT.glob(pattern)]
+        assert files
+        assert names.issuperset(files)
+    shipped = ROOT / "hyperdp" / "bundles"
+    for path in shipped.rglob("*"):
+        assert path.is_dir() or str(path.relative_to(ROOT)) in names
 
 
 def test_nothing_is_ever_unpickled():
