@@ -114,21 +114,32 @@ def sync_folder(folder: Path) -> None:
 def _key(name: str) -> bytes:
     """32 secret bytes kept in the config folder; processes that race to make them agree on one."""
     path = config_dir() / name
-    if not path.exists():
-        draft = path.with_name(f".{name}.{secrets.token_hex(8)}")
-        write_durably(draft, secrets.token_bytes(32))  # mkstemp makes it 0600
-        try:
-            os.link(draft, path)  # fails where another process was first: its key then stands
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-        sync_folder(path.parent)
-    key = path.read_bytes()
-    if len(key) != 32 or path.stat().st_mode & 0o077:
+    try:
+        if not path.exists():
+            _make_key(path)
+        key, mode = path.read_bytes(), path.stat().st_mode & 0o777
+    except OSError as error:
+        raise UsageError(
+            expected=f"a key that can be made or read at {path}",
+            found=error.strerror or str(error),
+            todo="Check permissions and disk space of that folder, or set HYPERDP_CONFIG_DIR.",
+        ) from error
+    if len(key) != 32 or mode & 0o077:
         raise UsageError(
             expected=f"a key of 32 bytes in {path}, readable by its owner alone",
-            found=f"{len(key)} bytes, mode {path.stat().st_mode & 0o777:o}",
+            found=f"{len(key)} bytes, mode {mode:o}",
             todo="Restore the file from a backup, or correct its mode with chmod 600.",
         )
     return key
+
+
+def _make_key(path: Path) -> None:
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    write_durably(draft, secrets.token_bytes(32))  # mkstemp makes it 0600
+    try:
+        os.link(draft, path)  # fails where another process was first: its key then stands
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    sync_folder(path.parent)
