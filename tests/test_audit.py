@@ -7,9 +7,7 @@ import numpy as np
 import opendp.prelude as dp
 import pytest
 import torch
-from private_world import DIM, SHAPE, TinyBundle, TinyConfig, records
 from torch import nn
-from worlds import tiny_bundle
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.eval.audit import audit, bound_epsilon, neighbours, noisy_query
@@ -17,6 +15,8 @@ from hyperdp.eval.membership import attack_adapters
 from hyperdp.mechanism import STEPS_PER_UNIT, ClippedSum, MechanismSpec
 from hyperdp.private.embed import aggregate
 from hyperdp.private.records import Record
+from tests.private_world import DIM, SHAPE, TinyBundle, TinyConfig, records
+from tests.worlds import tiny_bundle
 
 ONE = PrivacyBudget(epsilon=1.0, delta=1e-5)
 REPLACE = PrivacyBudget(epsilon=1.0, delta=1e-5, adjacency="replace-one")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from private_world import TinyBundle, records
 from safetensors.numpy import save
 
 from hyperdp import keys
@@ -17,6 +16,7 @@ from hyperdp.errors import HyperdpError, VerificationError
 from hyperdp.ledger import Ledger
 from hyperdp.private.release import release
 from hyperdp.verification import check_entry, verify
+from tests.private_world import TinyBundle, records
 
 
 @pytest.fixture(scope="module")

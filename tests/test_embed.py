@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from private_world import DIM, SHAPE, TinyBundle, TinyConfig, images, records, tiny_encoder
 from torch import nn
 
 from hyperdp.errors import BundleError, DataError, UsageError
@@ -21,6 +20,7 @@ from hyperdp.private.embed import (
     weights_hash,
 )
 from hyperdp.private.records import Record
+from tests.private_world import DIM, SHAPE, TinyBundle, TinyConfig, images, records, tiny_encoder
 
 BUNDLE = TinyBundle()
 
@@ -67,7 +67,7 @@ def test_an_embedding_is_the_same_to_the_bit_under_permutation_and_other_compani
 CHILD = """
 import sys, torch
 torch.set_num_threads(int(sys.argv[1]))
-from private_world import tiny_encoder, images
+from tests.private_world import tiny_encoder, images
 from hyperdp.private.embed import embed_batch
 import numpy as np
 batch, encoder = images(64), tiny_encoder()
@@ -83,7 +83,7 @@ def test_independence_holds_with_one_and_two_threads(threads):
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": threads,
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     subprocess.run([sys.executable, "-c", CHILD, threads], check=True, env=environment)
 

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from dp_accounting import dp_event
-from private_world import own_keys  # noqa: F401
 
 from hyperdp import accounting, chain, keys
 from hyperdp.budget import PrivacyBudget, noise_multiplier
@@ -18,6 +17,7 @@ from hyperdp.errors import (
     VerificationError,
 )
 from hyperdp.ledger import Ledger
+from tests.private_world import own_keys  # noqa: F401
 
 ONE = PrivacyBudget(epsilon=1.0, delta=1e-5)
 HALF = PrivacyBudget(epsilon=0.5, delta=1e-5)

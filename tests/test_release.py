@@ -5,9 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from private_world import DIM, TinyBundle, TinyConfig, own_keys, records  # noqa: F401
 from scipy import stats
-from test_embed import MeanSubtracting
 
 from hyperdp import keys
 from hyperdp.budget import PrivacyBudget
@@ -22,6 +20,8 @@ from hyperdp.ledger import Ledger
 from hyperdp.private import embed, released
 from hyperdp.private.release import Release, SignalWarning, release
 from hyperdp.verification import verify
+from tests.private_world import DIM, TinyBundle, TinyConfig, own_keys, records  # noqa: F401
+from tests.test_embed import MeanSubtracting
 
 ONE = PrivacyBudget(epsilon=1.0, delta=1e-5)
 LOUD = PrivacyBudget(epsilon=100.0, delta=1e-5)  # so little noise that values can be compared

@@ -1,0 +1,108 @@
+"""`hyperdp ledger` and `hyperdp verify`, through the one door that turns errors into exit codes."""
+
+import json
+
+import pytest
+
+from hyperdp.budget import PrivacyBudget
+from hyperdp.cli._app import run
+from hyperdp.keys import config_dir
+from hyperdp.ledger import Ledger
+from hyperdp.private.release import release
+from tests.private_world import TinyBundle, own_keys, records  # noqa: F401
+
+
+@pytest.fixture
+def made(tmp_path):
+    release(
+        records(300),
+        bundle=TinyBundle(),
+        budget=PrivacyBudget(epsilon=1.0, delta=1e-5),
+        ledger=Ledger(config_dir() / "ledger.db"),
+        out=tmp_path / "out",
+        dataset="digits",
+    )
+    return tmp_path / "out"
+
+
+def test_show_tells_what_is_spent_and_left(made, capsys):
+    assert run(["ledger", "show", "digits"]) == 0
+    assert "spent 1 of epsilon 1 at delta 1e-05, in 1 events" in capsys.readouterr().out
+    assert run(["ledger", "set-cap", "digits", "--epsilon", "3", "--delta", "1e-5"]) == 0
+    capsys.readouterr()
+    assert run(["ledger", "show", "digits", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["cap_epsilon"] == 3
+    assert facts["spent_epsilon"] == pytest.approx(1)
+    assert 2 < facts["remaining_epsilon"] < 3
+
+
+def test_show_refuses_what_it_does_not_know(made, capsys):
+    assert run(["ledger", "show", "letters"]) == 2
+    assert run(["ledger", "show", "digits", "--ledger", "nowhere.db"]) == 2
+    assert "nothing at nowhere.db" in capsys.readouterr().err
+
+
+def test_a_dataset_may_be_named_by_its_path(tmp_path, monkeypatch, capsys):
+    """As `release` resolves it, from wherever it is called."""
+    (tmp_path / "scans").mkdir()
+    ledger = Ledger(config_dir() / "ledger.db")
+    ledger.set_cap(str(tmp_path / "scans"), PrivacyBudget(epsilon=2.0, delta=1e-5))
+    monkeypatch.chdir(tmp_path)
+    assert run(["ledger", "show", "scans", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cap_epsilon"] == 2
+
+
+@pytest.mark.parametrize("words", [["--unit", "house"], ["--epsilon", "-1"], ["--delta", "2"]])
+def test_set_cap_refuses_what_is_out_of_range(words):
+    base = ["ledger", "set-cap", "digits", "--epsilon", "3", "--delta", "1e-5"]
+    assert run([*base, *words]) == 2
+    assert not (config_dir() / "ledger.db").exists()
+
+
+def test_history_shows_what_each_entry_bought(made, capsys):
+    assert run(["ledger", "history", "digits"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("cap", "reserve", "spend", "commit"))
+    assert run(["ledger", "history", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["kind"] for row in rows] == ["cap", "reserve", "spend", "commit"]
+    assert "release: epsilon 1, delta 1e-05, add-remove" in rows[1]["bought"]
+
+
+def test_verify_holds_a_release_to_an_export(made, tmp_path, capsys):
+    export = tmp_path / "export.json"
+    assert run(["ledger", "export", "-o", str(export)]) == 0
+    assert run(["verify", str(made), "--ledger", str(export)]) == 0
+    assert "all 13 claims hold" in capsys.readouterr().out
+    assert run(["verify", str(made), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verified"] is True
+
+
+def test_verify_fails_loudly(made, capsys):
+    path = made / "certificate.json"
+    path.write_bytes(path.read_bytes().replace(b'"epsilon":1.0', b'"epsilon":0.1'))
+    assert run(["verify", str(made)]) == 2
+    captured = capsys.readouterr()
+    assert "signature" in captured.err
+    assert captured.out == ""
+    assert run(["verify", str(made / "nowhere")]) == 2
+
+
+def test_an_export_that_cannot_be_written_is_a_usage_error(made, tmp_path):
+    assert run(["ledger", "export", "-o", str(tmp_path / "none" / "x.json")]) == 2
+
+
+def test_a_spent_budget_ends_with_three(made):
+    from hyperdp.errors import BudgetRefusedError
+
+    with pytest.raises(BudgetRefusedError) as refused:
+        release(
+            records(3),
+            bundle=TinyBundle(),
+            budget=PrivacyBudget(epsilon=1.0, delta=1e-5),
+            ledger=Ledger(config_dir() / "ledger.db"),
+            out=made.with_name("second"),
+            dataset="digits",
+        )
+    assert refused.value.exit_code == 3
