@@ -16,13 +16,13 @@ from torch import Tensor
 
 from hyperdp.accounting import epsilon, event_from_json
 from hyperdp.errors import DataError
+from hyperdp.eval.measure import NOT_PRIVATE
 from hyperdp.eval.metrics.fid import metric_title
 from hyperdp.eval.pictures import Bar, bar_chart, inline_png
 from hyperdp.eval.reading import MetricRow, Sentence, number, read_rows, verdict
 from hyperdp.mechanism import STEPS_PER_UNIT
 from hyperdp.private.release import Release
 
-NOT_PRIVATE = "not differentially private, do not publish"
 PRIVATE_PICTURES = "private: do not publish"
 GRID_COLUMNS = 8
 GRID_IMAGES = GRID_COLUMNS**2
