@@ -80,7 +80,10 @@ class Hypernetwork(nn.Module):
         norm = mean.norm(dim=1, keepdim=True)
         scaled = mean * math.sqrt(self.config.embed_dim)
         x = self.inlet(torch.cat([scaled, norm, level[:, None]], 1))
-        return torch.tanh(self.outlet(self.norm(self.blocks(x))))
+        # A fixed scale: a code that could shrink would, before the heads have learned to read it.
+        return functional.layer_norm(
+            self.outlet(self.norm(self.blocks(x))), (self.config.bottleneck,)
+        )
 
     def forward(self, mean: Tensor, noise_std: Tensor) -> Weights:
         """Emits G adapters.
@@ -92,7 +95,8 @@ class Hypernetwork(nn.Module):
         Returns:
             Site name → (A [1, r, in, …] shared, B [G, out, r]).
         """
-        cores = self.head(self.code(mean, noise_std)).split(self.sizes, dim=1)
+        code = self.code(mean, noise_std) / math.sqrt(self.config.bottleneck)
+        cores = torch.split(self.head(code), self.sizes, dim=1)
         weights: Weights = {}
         for site, a, u, core in zip(self.sites, self.a, self.u, cores, strict=True):
             m = core.view(len(mean), -1, self.config.rank)  # [G, basis, r]

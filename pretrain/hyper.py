@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 import platform
 import shutil
@@ -12,22 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import faiss
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hyperdp.bundle import Bundle, BundleConfig, save_bundle
 from hyperdp.encoder import Encoder, EncoderConfig, clip
-from hyperdp.family import FAMILIES, UNetFlow
+from hyperdp.family import FAMILIES
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import adapters, describe_sites
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.base import RowSampler, records
 from hyperdp.pretrain.corpus import Corpus
+from hyperdp.pretrain.foretell import Foretell
 from hyperdp.pretrain.loop import Loop, LoopConfig
 from hyperdp.pretrain.tasks import TaskMix, TaskPool, TaskSampler
+from hyperdp.pretrain.validation import Validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,10 @@ class HyperConfig:
         noise_low, noise_high: range of the noise std of the mean, log-uniform: what n = 64…10⁵ and
             ε = 0.1…16 produce.
         pool, fresh: see `TaskPool`.
-        codebook: size of the k-means codebook whose cells the code must foretell for unseen records
-            of the task.
-        codebook_weight: weight of that auxiliary cross entropy.
+        cells: k-means cells that the code must foretell for unseen records, see `Foretell`.
+        foretell_weight: weight of foretelling beside the base model's loss.
+        foretell_steps: steps of foretelling alone, before the base model comes in.
+        foretell_tasks, foretell_lr: G and learning rate of these.
         clip_norm: C.
     """
 
@@ -60,8 +61,11 @@ class HyperConfig:
     noise_high: float = 0.2
     pool: int = 512
     fresh: int = 4
-    codebook: int = 512
-    codebook_weight: float = 0.02
+    cells: int = 512
+    foretell_weight: float = 0.02
+    foretell_steps: int = 1000
+    foretell_tasks: int = 32
+    foretell_lr: float = 2e-3
     clip_norm: float = 1.0
     sampling_steps: int = 24
     encoder: dict[str, Any] = field(default_factory=dict)
@@ -69,26 +73,78 @@ class HyperConfig:
     mix: TaskMix = field(default_factory=TaskMix)
 
 
-class Codebook(nn.Module):
-    """k-means cells of drawn records, and a head that foretells the task's cells from the code."""
+@dataclass(frozen=True, kw_only=True)
+class Conditioned:
+    """Some tasks of one step.
 
-    def __init__(self, bottleneck: int, cells: int, images: Tensor) -> None:
-        super().__init__()
-        pixels = functional.avg_pool2d(images, 2).flatten(1).numpy()
-        kmeans = faiss.Kmeans(
-            pixels.shape[1], cells, niter=12, seed=0, verbose=False, min_points_per_centroid=1
+    Attributes:
+        mean: float32 [G, k], noisy. noise_std: float32 [G].
+        unseen: float32 [G, N, C, H, W], records that are not in the mean.
+        foretold: the foretelling loss, a scalar; figures: its parts.
+    """
+
+    mean: Tensor
+    noise_std: Tensor
+    unseen: Tensor
+    foretold: Tensor
+    figures: dict[str, float]
+
+
+class Conditioning:
+    """Draws tasks, embeds their support and adds noise of a random level: z as ρ will meet it."""
+
+    def __init__(
+        self,
+        config: HyperConfig,
+        sampler: TaskSampler,
+        encoder: Encoder,
+        hyper: Hypernetwork,
+        foretell: Foretell,
+    ) -> None:
+        self.config, self.encoder, self.hyper, self.foretell = config, encoder, hyper, foretell
+        workers = config.loop.workers
+        self.pools = [
+            TaskPool(
+                sampler,
+                size=config.pool // workers,
+                fresh=max(1, config.fresh // workers),
+                records=config.support + max(config.queries, 32),
+            )
+            for _ in range(workers)
+        ]
+
+    def draw(self, tasks: int, rng: torch.Generator, worker: int) -> Conditioned:
+        """Conditions `tasks` tasks out of the worker's own pool."""
+        c = self.config
+        images, content = self.pools[worker].draw(tasks, rng)
+        support, unseen = images[:, : c.support], images[:, c.support :]
+        low, high = math.log(c.noise_low), math.log(c.noise_high)
+        noise_std = torch.exp(torch.rand(tasks, generator=rng) * (high - low) + low)  # [G]
+        mean, embeddings = self._embed(support)
+        mean = mean + noise_std[:, None] * torch.randn(mean.shape, generator=rng)
+        code = self.hyper.code(mean, noise_std)
+        cells, of_content = self.foretell.set_loss(code, unseen, content[:, c.support :])
+        shown = content[:, : min(c.support, c.support_grad)].flatten()
+        record = self.foretell.record_loss(embeddings, shown)
+        losses = {"cells": cells, "content": of_content, "record": record}
+        return Conditioned(
+            mean=mean,
+            noise_std=noise_std,
+            unseen=unseen,
+            foretold=cells + of_content + record,
+            figures={name: float(loss.detach()) for name, loss in losses.items()},
         )
-        kmeans.train(np.ascontiguousarray(pixels))
-        self.register_buffer("centroids", torch.from_numpy(np.array(kmeans.centroids)))
-        self.head = nn.Sequential(nn.Linear(bottleneck, 256), nn.SiLU(), nn.Linear(256, cells))
 
-    def loss(self, code: Tensor, images: Tensor) -> Tensor:
-        """Cross entropy of the cells of `images` [G, N, C, H, W] given `code` [G, d]."""
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[G, K, C, H, W] → mean clipped embedding [G, k]; embeddings that carry gradients."""
+        c = self.config
         groups, count = images.shape[:2]
-        pixels = functional.avg_pool2d(images.flatten(0, 1), 2).flatten(1)
-        cell = torch.cdist(pixels, self.centroids).argmin(1).view(groups, count)  # type: ignore[arg-type]
-        log_p = functional.log_softmax(self.head(code).float(), 1)  # [G, cells]
-        return -log_p.gather(1, cell).mean()
+        grad = min(c.support_grad, count)
+        first = clip(self.encoder(images[:, :grad].flatten(0, 1)).float(), c.clip_norm)
+        with torch.no_grad():
+            rest = clip(self.encoder(images[:, grad:].flatten(0, 1)).float(), c.clip_norm)
+        both = torch.cat([first.view(groups, grad, -1), rest.view(groups, count - grad, -1)], 1)
+        return both.mean(1), first
 
 
 def train_hyper(
@@ -120,55 +176,47 @@ def train_hyper(
         HypernetworkConfig(embed_dim=k, **config.hypernetwork), describe_sites(base.model, sites)
     )
     rng = torch.Generator().manual_seed(config.loop.seed + 1)
-    marginal = records(corpus, RowSampler(corpus, 0).draw(max(2048, 8 * config.codebook), rng), rng)
-    codebook = Codebook(hyper.config.bottleneck, config.codebook, marginal)
-    module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "codebook": codebook})
+    marginal = records(corpus, RowSampler(corpus, 0).draw(max(2048, 8 * config.cells), rng), rng)
     sampler = TaskSampler(corpus, 0, config.mix)
+    foretell = Foretell(
+        embed_dim=k,
+        bottleneck=hyper.config.bottleneck,
+        cells=config.cells,
+        content=sampler.content_classes,
+        images=marginal,
+    )
+    module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "foretell": foretell})
+    conditioning = Conditioning(config, sampler, encoder, hyper, foretell)
     workers = config.loop.workers
-    pools = [
-        TaskPool(
-            sampler,
-            size=config.pool // workers,
-            fresh=max(1, config.fresh // workers),
-            records=config.support + max(config.queries, 32),
-        )
-        for _ in range(workers)
-    ]
     # Hooks belong to a module: each worker needs a base model of its own.
     bases = [base, *(copy.deepcopy(base) for _ in range(workers - 1))]
 
-    def embed(images: Tensor) -> Tensor:
-        """Mean clipped embedding, [G, K, C, H, W] → [G, k]; the first records carry gradients."""
-        groups, count = images.shape[:2]
-        grad = min(config.support_grad, count)
-        first = clip(encoder(images[:, :grad].flatten(0, 1)).float(), config.clip_norm).view(
-            groups, grad, k
-        )
-        with torch.no_grad():
-            rest = clip(encoder(images[:, grad:].flatten(0, 1)).float(), config.clip_norm).view(
-                groups, -1, k
-            )
-        return torch.cat([first, rest], 1).mean(1)
+    def foretell_step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
+        drawn = conditioning.draw(config.foretell_tasks // workers, rng, worker)
+        return drawn.foretold, drawn.figures
 
     def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
-        tasks = config.tasks // workers
-        images = pools[worker].draw(tasks, rng)
-        support, unseen = images[:, : config.support], images[:, config.support :]
-        low, high = math.log(config.noise_low), math.log(config.noise_high)
-        noise_std = torch.exp(torch.rand(tasks, generator=rng) * (high - low) + low)  # [G]
-        mean = embed(support)
-        mean = mean + noise_std[:, None] * torch.randn(mean.shape, generator=rng)
-        weights = hyper(mean, noise_std)
-        queries = unseen[:, : config.queries].flatten(0, 1)
-        with adapters(bases[worker].model, weights):
-            flow = bases[worker].loss(queries, rng).mean()
-        cells = codebook.loss(hyper.code(mean, noise_std), unseen)
-        return flow + config.codebook_weight * cells, {
-            "flow": float(flow.detach()),
-            "cells": float(cells.detach()),
-        }
+        own, drawn = bases[worker], conditioning.draw(config.tasks // workers, rng, worker)
+        with adapters(own.model, hyper(drawn.mean, drawn.noise_std)):
+            flow = own.loss(drawn.unseen[:, : config.queries].flatten(0, 1), rng).mean()
+        loss = flow + config.foretell_weight * drawn.foretold
+        return loss, {"flow": float(flow.detach()), **drawn.figures}
 
-    validation = Validation(config, corpus, base, encoder, hyper)
+    if config.foretell_steps:
+        first = dataclasses.replace(
+            config.loop, steps=config.foretell_steps, lr=config.foretell_lr, ema=0.99
+        )
+        Loop(first, module, foretell_step, folder / "foretell").run("foretelling")
+    validation = Validation(
+        corpus,
+        base,
+        encoder,
+        hyper,
+        mix=config.mix,
+        support=config.support,
+        clip_norm=config.clip_norm,
+        lowest_noise=config.noise_low,
+    )
     loop = Loop(config.loop, module, step, folder, validation)
     loop.run("hypernetwork")
     module.eval()
@@ -191,7 +239,7 @@ def train_hyper(
         "commit": _commit(),
         "hardware": _hardware(),
         "seconds": round(loop.seconds),
-        "curve": (folder / "log.jsonl").read_text().splitlines(),
+        "curve": [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()],
     }
     return save_bundle(
         folder / "bundle",
@@ -201,76 +249,6 @@ def train_hyper(
         base=base,
         training=training,
     )
-
-
-class Validation:
-    """The validation line: loss on held-out tasks under ρ(z) and under the two controls."""
-
-    def __init__(
-        self,
-        config: HyperConfig,
-        corpus: Corpus,
-        base: UNetFlow,
-        encoder: Encoder,
-        hyper: Hypernetwork,
-        *, tasks: int = 32, queries: int = 8, noise_std: float = 0.015,
-    ) -> None:  # fmt: skip
-        self.config, self.base, self.encoder, self.hyper = config, base, encoder, hyper
-        self.queries, self.noise_std = queries, noise_std
-        rng = torch.Generator().manual_seed(7)
-        mix = dataclasses.replace(config.mix, everything=0.0)
-        self.images = TaskSampler(corpus, 1, mix).draw(tasks, config.support + queries, rng)
-        self.marginal = records(corpus, RowSampler(corpus, 0).draw(2048, rng), rng)
-
-    @torch.no_grad()
-    def public_mean(self) -> Tensor:
-        """Mean clipped embedding of the training corpus, float32 [k]."""
-        parts = [
-            clip(self.encoder(part).float(), self.config.clip_norm)
-            for part in torch.split(self.marginal, 256)
-        ]
-        return torch.cat(parts).mean(0)
-
-    @torch.no_grad()
-    def task_means(self) -> Tensor:
-        """Mean clipped embedding of each validation task, float32 [T, k]."""
-        support = self.images[:, : self.config.support]
-        return torch.stack(
-            [clip(self.encoder(task).float(), self.config.clip_norm).mean(0) for task in support]
-        )
-
-    @torch.no_grad()
-    def __call__(self) -> dict[str, float]:
-        """Figures `val_base`, `val_public_mean`, `val_other_task`, `val_hyper`."""
-        tasks = len(self.images)
-        queries = self.images[:, self.config.support :].flatten(0, 1)
-        means = self.task_means()
-        rng = torch.Generator().manual_seed(8)
-        noisy = means + self.noise_std * torch.randn(means.shape, generator=rng)
-        level = torch.full((tasks,), self.noise_std)
-        public = self.public_mean().expand(tasks, -1)
-        s = torch.sigmoid(torch.randn(len(queries), generator=rng))
-        noise = torch.randn(queries.shape, generator=rng)
-
-        def loss(mean: Tensor | None, noise_level: Tensor) -> float:
-            values = []
-            for start in range(0, tasks, 8):
-                part = slice(start * self.queries, (start + 8) * self.queries)
-                weights = (
-                    {}
-                    if mean is None
-                    else self.hyper(mean[start : start + 8], noise_level[start : start + 8])
-                )
-                with adapters(self.base.model, weights):
-                    values.append(self.base.loss_at(queries[part], s[part], noise[part]).mean())
-            return float(torch.stack(values).mean())
-
-        return {
-            "val_base": loss(None, level),
-            "val_public_mean": loss(public, torch.full((tasks,), self.config.noise_low)),
-            "val_other_task": loss(noisy.roll(1, 0), level),
-            "val_hyper": loss(noisy, level),
-        }
 
 
 def _commit() -> str:

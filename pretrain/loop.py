@@ -210,9 +210,11 @@ class Loop:
     def _save(self) -> None:
         tensors: dict[str, Tensor] = {"rng": self.rng.get_state()}
         for name, p in self.params.items():
-            state = self.optimizer.state[p]
             tensors[f"param/{name}"] = p.detach().contiguous()
             tensors[f"average/{name}"] = self.average[name].contiguous()
+            state = self.optimizer.state.get(p)
+            if not state:  # a parameter that this loop's loss does not reach
+                continue
             tensors[f"exp_avg/{name}"] = state["exp_avg"].contiguous()
             tensors[f"exp_avg_sq/{name}"] = state["exp_avg_sq"].contiguous()
         temporary = self.folder / (CHECKPOINT + ".tmp")
@@ -232,6 +234,8 @@ class Loop:
             for name, p in self.params.items():
                 p.copy_(tensors[f"param/{name}"])
                 self.average[name].copy_(tensors[f"average/{name}"])
+                if f"exp_avg/{name}" not in tensors:
+                    continue
                 self.optimizer.state[p] = {
                     "step": torch.tensor(float(self.done)),
                     "exp_avg": tensors[f"exp_avg/{name}"].to(p.device),

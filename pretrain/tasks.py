@@ -68,6 +68,11 @@ class TaskSampler:
             for letters in ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
         ]
         self.latin = latin
+        place = np.full(len(char_names), -1, dtype=np.int64)
+        place[list(self.chars)] = np.arange(len(self.chars))
+        rare = len(self.chars) + corpus.script.astype(np.int64)
+        self.content = np.where(place[corpus.char] >= 0, place[corpus.char], rare)
+        self.content_classes = len(self.chars) + len(corpus.names["script"])
         self.clusters = self._kmeans()
         self.attributes = [
             rows
@@ -161,6 +166,12 @@ class TaskSampler:
         return pool
 
     def draw(self, count: int, records: int, rng: torch.Generator) -> Tensor:
+        """The images of `draw_labelled` alone."""
+        return self.draw_labelled(count, records, rng)[0]
+
+    def draw_labelled(
+        self, count: int, records: int, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Draws whole tasks.
 
         Args:
@@ -169,7 +180,8 @@ class TaskSampler:
             rng: CPU generator.
 
         Returns:
-            float32 [G, records, 1, 28, 28] in [-1, 1].
+            float32 [G, records, 1, 28, 28] in [-1, 1], and what each shows, int64 [G, records]: a
+            character, or the script of characters that are in few faces (`content_classes` in all).
         """
         numpy_rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=rng)))
         rows = np.empty((count, records), dtype=np.int64)
@@ -186,7 +198,8 @@ class TaskSampler:
                     rows[g, mask] = numpy_rng.choice(self._pool(numpy_rng), int(mask.sum()))
                     style_of[g, mask] = 2 * g + (part if own_style else 0)
         styles = draw_style(2 * count, rng, plain=self.mix.plain, pen=self.mix.pen)
-        return self.render(rows, styles.row(torch.from_numpy(style_of.reshape(-1))), rng)
+        images = self.render(rows, styles.row(torch.from_numpy(style_of.reshape(-1))), rng)
+        return images, torch.from_numpy(self.content[rows])
 
     def render(self, rows: Rows, style: Style, rng: torch.Generator) -> Tensor:
         """Draws given glyphs, [G, N] rows with one style a record, as float32 [G, N, 1, 28, 28]."""
@@ -212,20 +225,27 @@ class TaskPool:
     def __init__(self, sampler: TaskSampler, *, size: int, records: int, fresh: int) -> None:
         self.sampler, self.size, self.records, self.fresh = sampler, size, records, fresh
         self.images: Tensor | None = None
+        self.content: Tensor | None = None
         self.next = 0
 
-    def draw(self, count: int, rng: torch.Generator) -> Tensor:
-        """Float32 [count, records, C, H, W]: tasks from the pool, records in random order."""
-        if self.images is None:
-            drawn = [
-                self.sampler.draw(min(8, self.size - i), self.records, rng)
+    def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tasks from the pool, records in random order.
+
+        Returns:
+            float32 [count, records, C, H, W] and their content, int64 [count, records].
+        """
+        if self.images is None or self.content is None:
+            parts = [
+                self.sampler.draw_labelled(min(8, self.size - i), self.records, rng)
                 for i in range(0, self.size, 8)
             ]
-            self.images = torch.cat(drawn)
-        new = self.sampler.draw(self.fresh, self.records, rng)
-        for task in new:
-            self.images[self.next] = task
+            self.images = torch.cat([images for images, _ in parts])
+            self.content = torch.cat([content for _, content in parts])
+        for images, content in zip(
+            *self.sampler.draw_labelled(self.fresh, self.records, rng), strict=True
+        ):
+            self.images[self.next], self.content[self.next] = images, content
             self.next = (self.next + 1) % self.size
-        chosen = torch.randperm(self.size, generator=rng)[:count]
+        chosen = torch.randperm(self.size, generator=rng)[:count, None]
         order = torch.stack([torch.randperm(self.records, generator=rng) for _ in range(count)])
-        return self.images[chosen[:, None], order]
+        return self.images[chosen, order], self.content[chosen, order]

@@ -121,7 +121,10 @@ def test_splits_share_no_script_outside_latin(corpus):
 def test_pool_renews_itself(corpus):
     rng = torch.Generator().manual_seed(0)
     pool = TaskPool(TaskSampler(corpus, 0, TaskMix()), size=6, records=5, fresh=2)
-    assert pool.draw(3, rng).shape == (3, 5, 1, 28, 28)
+    images, content = pool.draw(3, rng)
+    assert images.shape == (3, 5, 1, 28, 28)
+    assert content.shape == (3, 5)
+    assert content.max() < pool.sampler.content_classes
     before = pool.images.clone()
     pool.draw(3, rng)
     changed = (pool.images != before).flatten(1).any(1)

@@ -1,0 +1,107 @@
+"""The validation line of hypernetwork training, with the two controls beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from hyperdp.encoder import Encoder, clip
+from hyperdp.family import UNetFlow
+from hyperdp.hypernetwork import Hypernetwork
+from hyperdp.lora import adapters
+from hyperdp.pretrain.base import RowSampler, records
+from hyperdp.pretrain.corpus import Corpus
+from hyperdp.pretrain.tasks import TaskMix, TaskSampler
+
+
+class Validation:
+    """The validation line: loss on held-out tasks under ρ(z) and under the two controls.
+
+    Args:
+        corpus: the public corpus; its validation split gives the tasks.
+        base: the frozen base model.
+        encoder: φ.
+        hyper: ρ.
+        mix: how often each kind of task is drawn.
+        support: records behind each mean embedding.
+        clip_norm: C.
+        lowest_noise: level that a public mean is given.
+        tasks: T.
+        queries: records of each task that the loss is taken on.
+        noise_std: std of the noise in the means.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        base: UNetFlow,
+        encoder: Encoder,
+        hyper: Hypernetwork,
+        *,
+        mix: TaskMix,
+        support: int,
+        clip_norm: float,
+        lowest_noise: float,
+        tasks: int = 32,
+        queries: int = 8,
+        noise_std: float = 0.015,
+    ) -> None:
+        self.base, self.encoder, self.hyper = base, encoder, hyper
+        self.support, self.clip_norm, self.lowest_noise = support, clip_norm, lowest_noise
+        self.queries, self.noise_std = queries, noise_std
+        rng = torch.Generator().manual_seed(7)
+        sampler = TaskSampler(corpus, 1, dataclasses.replace(mix, everything=0.0))
+        self.images = sampler.draw(tasks, support + queries, rng)
+        self.marginal = records(corpus, RowSampler(corpus, 0).draw(2048, rng), rng)
+
+    @torch.no_grad()
+    def public_mean(self) -> Tensor:
+        """Mean clipped embedding of the training corpus, float32 [k]."""
+        parts = [
+            clip(self.encoder(part).float(), self.clip_norm)
+            for part in torch.split(self.marginal, 256)
+        ]
+        return torch.cat(parts).mean(0)
+
+    @torch.no_grad()
+    def task_means(self) -> Tensor:
+        """Mean clipped embedding of each validation task, float32 [T, k]."""
+        support = self.images[:, : self.support]
+        return torch.stack(
+            [clip(self.encoder(task).float(), self.clip_norm).mean(0) for task in support]
+        )
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """Figures `val_base`, `val_public_mean`, `val_other_task`, `val_hyper`."""
+        tasks = len(self.images)
+        queries = self.images[:, self.support :].flatten(0, 1)
+        means = self.task_means()
+        rng = torch.Generator().manual_seed(8)
+        noisy = means + self.noise_std * torch.randn(means.shape, generator=rng)
+        level = torch.full((tasks,), self.noise_std)
+        public = self.public_mean().expand(tasks, -1)
+        s = torch.sigmoid(torch.randn(len(queries), generator=rng))
+        noise = torch.randn(queries.shape, generator=rng)
+
+        def loss(mean: Tensor | None, noise_level: Tensor) -> float:
+            values = []
+            for start in range(0, tasks, 8):
+                part = slice(start * self.queries, (start + 8) * self.queries)
+                weights = (
+                    {}
+                    if mean is None
+                    else self.hyper(mean[start : start + 8], noise_level[start : start + 8])
+                )
+                with adapters(self.base.model, weights):
+                    values.append(self.base.loss_at(queries[part], s[part], noise[part]).mean())
+            return float(torch.stack(values).mean())
+
+        return {
+            "val_base": loss(None, level),
+            "val_public_mean": loss(public, torch.full((tasks,), self.lowest_noise)),
+            "val_other_task": loss(noisy.roll(1, 0), level),
+            "val_hyper": loss(noisy, level),
+        }
