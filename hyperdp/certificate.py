@@ -178,6 +178,8 @@ class Certificate:
             certificate = cls(**json.loads(data))
             if any(type(v) is not _TYPES[k] for k, v in vars(certificate).items()):
                 raise TypeError("a field of another type")
+            if any(type(name) is not str for name in certificate.classes):
+                raise TypeError("a class name that is no text")
             spelling = certificate.to_bytes()
         except (ValueError, TypeError, RecursionError):
             raise failed("a certificate in hyperdp's format", "something else") from None

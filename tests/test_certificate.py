@@ -229,7 +229,14 @@ def test_a_missing_ledger_is_said_to_be_missing(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"epsilon": 1}, {"num_classes": True}, {"classes": "01"}, {"event": []}]
+    "change",
+    [
+        {"epsilon": 1},
+        {"num_classes": True},
+        {"classes": "01"},
+        {"classes": [[], []]},
+        {"event": []},
+    ],
 )
 def test_types_are_exact(made, change):
     statement = json.loads((made / "out/certificate.json").read_bytes())
