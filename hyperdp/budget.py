@@ -74,6 +74,6 @@ def noise_multiplier(epsilon: float, delta: float) -> float:
 
     Returns:
         τ, dimensionless, at most 1e-11 above the root of equation (6) of Balle & Wang 2018
-        (arXiv 1805.06530), and never below it.
+        (arXiv 1805.06530), and not below it but for the rounding of log δ.
     """
     return float(get_sigma_gaussian(epsilon, delta, _ROOT_TOLERANCE)) + 4 * _ROOT_TOLERANCE

@@ -222,15 +222,16 @@ def test_a_sum_shows_no_value():
 # --- calibration ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
-@given(
-    st.floats(0.1, 8),
-    st.floats(-8, -3),
-    st.sampled_from(["add-remove", "replace-one"]),
-    st.integers(1, 20),
-    st.integers(1, 256),
-)
-def test_epsilon_equals_an_independent_pld(epsilon, exponent, adjacency, classes, dim):
+CLAIMS = {
+    "epsilon": st.floats(0.1, 8),
+    "exponent": st.floats(-8, -3),
+    "adjacency": st.sampled_from(["add-remove", "replace-one"]),
+    "classes": st.integers(1, 20),
+    "dim": st.integers(1, 256),
+}
+
+
+def check_against_pld(epsilon, exponent, adjacency, classes, dim):
     budget = PrivacyBudget(epsilon=epsilon, delta=10**exponent, adjacency=adjacency)
     spec = MechanismSpec(embedding_dim=dim, num_classes=classes, clip_norm=1.0, adjacency=adjacency)
     calibration = spec.calibrate(budget)
@@ -238,6 +239,19 @@ def test_epsilon_equals_an_independent_pld(epsilon, exponent, adjacency, classes
     pld = privacy_loss_distribution.from_gaussian_mechanism(tau)
     assert pld.get_epsilon_for_delta(calibration.delta_gaussian) == pytest.approx(epsilon, abs=1e-6)
     assert calibration.delta_gaussian + calibration.delta_discretisation <= budget.delta
+
+
+@settings(max_examples=15)
+@given(**CLAIMS)
+def test_epsilon_equals_an_independent_pld(**claim):
+    check_against_pld(**claim)
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@given(**CLAIMS)
+def test_epsilon_equals_an_independent_pld_for_200_claims(**claim):
+    check_against_pld(**claim)
 
 
 def discrete_gaussian(sigma: float) -> tuple[np.ndarray, np.ndarray]:
