@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from torch import Tensor
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.errors import UsageError
+from hyperdp.eval.compute import one_thread
+from hyperdp.family import UNetFlow
 from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights, adapters, describe_sites, pick
 from hyperdp.private.emit import adapter_weights
@@ -23,6 +27,7 @@ from hyperdp.private.release import Release, release
 
 Progress = Callable[[int, int], None]
 CONTROLS = ("public_mean", "other_task")
+PARTS = 4  # that a draw is made in, whatever the number of cores: each has its own seed
 CONTROL_NOISE_STD = 5e-4  # a public mean has no noise: the lowest level that ρ has seen
 
 
@@ -51,7 +56,7 @@ def draw_images(
     seed: int,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Images of one adapter.
+    """Images of one adapter, in parts side by side, one operator thread each.
 
     Args:
         bundle: its base model.
@@ -67,14 +72,31 @@ def draw_images(
     if config.count == 0:
         return torch.empty(0, *base.image_shape)
     device = next(base.model.parameters()).device.type
-    with adapters(base.model, weights), torch.autocast(device, torch.bfloat16, enabled=config.bf16):
-        return base.sample(
-            config.count,
-            seed=seed,
-            steps=config.steps,
-            batch_size=config.batch_size,
-            progress=progress,
-        ).float()
+    done: dict[int, int] = {}
+
+    def part(worker: int, count: int) -> Tensor:
+        def tell(drawn: int, _: int) -> None:
+            done[worker] = drawn
+            if progress is not None:
+                progress(sum(done.values()), config.count)
+
+        own = UNetFlow(base.model, copy.deepcopy(base.scheduler))  # a scheduler counts its steps
+        with torch.autocast(device, torch.bfloat16, enabled=config.bf16):
+            return own.sample(
+                count,
+                seed=seed * PARTS + worker,
+                steps=config.steps,
+                batch_size=config.batch_size,
+                progress=tell,
+            ).float()
+
+    counts = [config.count // PARTS + (w < config.count % PARTS) for w in range(PARTS)]
+    with (
+        adapters(base.model, weights),
+        one_thread() as threads,
+        ThreadPoolExecutor(min(threads, PARTS)) as pool,
+    ):
+        return torch.cat(list(pool.map(part, range(PARTS), counts)))
 
 
 @torch.no_grad()
