@@ -130,6 +130,30 @@ def to_markdown(rows: list[Row], metrics: tuple[str, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_into(page: Path, name: str, table: str) -> None:
+    """Puts a table between `<!-- table:NAME -->` and `<!-- /table:NAME -->` of a page.
+
+    Args:
+        page: Markdown.
+        name: of the table.
+        table: Markdown.
+
+    Raises:
+        DataError: the page has no such pair of marks.
+    """
+    text = page.read_text()
+    start, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
+    before, found, rest = text.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise DataError(
+            expected=f"{start} and {end} in {page}",
+            found="not both",
+            todo="Add them where the table belongs.",
+        )
+    page.write_text(f"{before}{start}\n\n{table}\n{end}{after}")
+
+
 def provenance() -> dict[str, str]:
     """`commit`, `hardware` and `command` of this run, for `Row`."""
     git = shutil.which("git")

@@ -15,7 +15,7 @@ from hyperdp.eval.bench import run_bench
 from hyperdp.eval.bench_recipe import BenchConfig, cells, read_bench_recipe
 from hyperdp.eval.digit_classifier import train_classifier
 from hyperdp.eval.private_sets import load_private_set
-from hyperdp.eval.results import Row, append_rows, mean_std, read_rows, to_markdown
+from hyperdp.eval.results import Row, append_rows, mean_std, read_rows, render_into, to_markdown
 from hyperdp.eval.study import SamplingConfig, control_weights, draw_images
 from hyperdp.private.finetune import FinetuneConfig
 from tests.worlds import tiny_bundle
@@ -120,6 +120,17 @@ def test_the_table_has_mean_and_std_over_seeds():
     assert "| s | hyper | 10 | 1 | 110 ± 10 | – |" in table
     assert "| s | base | – | – | 7.25 | – |" in table
     assert mean_std([0.5, 0.7]) == "0.60 ± 0.14"
+
+
+def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- table:a -->\nold\n<!-- /table:a -->\nbelow\n")
+    for _ in range(2):
+        render_into(page, "a", "| new |\n")
+        text = "above\n<!-- table:a -->\n\n| new |\n\n<!-- /table:a -->\nbelow\n"
+        assert page.read_text() == text
+    with pytest.raises(DataError, match="table:b"):
+        render_into(page, "b", "x")
 
 
 def test_controls_are_what_the_bundle_says(config: BenchConfig, tmp_path: Path):

@@ -16,6 +16,10 @@ def bench_command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSONL; eval/results/BENCH.jsonl by default.")
     ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="Also write the table between its marks in this Markdown page."),
+    ] = None,
     private_set: Annotated[
         list[str] | None, typer.Option(help="Only this private set; may be repeated.")
     ] = None,
@@ -28,7 +32,7 @@ def bench_command(
     """
     from hyperdp.eval.bench import run_bench
     from hyperdp.eval.bench_recipe import Cell, read_bench_recipe
-    from hyperdp.eval.results import RESULTS, to_markdown
+    from hyperdp.eval.results import RESULTS, render_into, to_markdown
 
     config = read_bench_recipe(recipe, private_set)
     path = out if out is not None else RESULTS / f"{config.bench}.jsonl"
@@ -50,5 +54,8 @@ def bench_command(
 
     rows = run_bench(config, path, on_cell=on_cell)
     metrics = ("accuracy",) if config.labelled else ("fid", "kid", "recovered_gain")
-    typer.echo(to_markdown(rows, metrics), nl=False)
+    table = to_markdown(rows, metrics)
+    typer.echo(table, nl=False)
+    if into is not None:
+        render_into(into, config.bench, table)
     console.print(f"rows in {path}; measured on private data: not differentially private")
