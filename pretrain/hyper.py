@@ -80,12 +80,14 @@ class Conditioned:
     Attributes:
         mean: float32 [G, k], noisy. noise_std: float32 [G].
         unseen: float32 [G, N, C, H, W], records that are not in the mean.
+        others: float32 [G, M, C, H, W], further records of the same tasks.
         foretold: the foretelling loss, a scalar; figures: its parts.
     """
 
     mean: Tensor
     noise_std: Tensor
     unseen: Tensor
+    others: Tensor
     foretold: Tensor
     figures: dict[str, float]
 
@@ -131,6 +133,7 @@ class Conditioning:
             mean=mean,
             noise_std=noise_std,
             unseen=unseen,
+            others=torch.cat([support, unseen[:, c.queries :]], 1),
             foretold=cells + of_content + record,
             figures={name: float(loss.detach()) for name, loss in losses.items()},
         )
@@ -198,7 +201,8 @@ def train_hyper(
     def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
         own, drawn = bases[worker], conditioning.draw(config.tasks // workers, rng, worker)
         with adapters(own.model, hyper(drawn.mean, drawn.noise_std)):
-            flow = own.loss(drawn.unseen[:, : config.queries].flatten(0, 1), rng).mean()
+            queries = drawn.unseen[:, : config.queries]
+            flow = own.adapter_loss(queries, drawn.others, rng).mean()
         loss = flow + config.foretell_weight * drawn.foretold
         return loss, {"flow": float(flow.detach()), **drawn.figures}
 

@@ -18,6 +18,7 @@ from hyperdp.family import Family
 from hyperdp.lora import LoraSite, Weights, adapters
 
 Progress = Callable[[int, int], None]
+POOL = 128  # records behind the posterior mean of the loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +111,13 @@ def finetune_lora(
             * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part)))
         )
         optimizer.param_groups[0]["lr"] = lr
-        batch = images[torch.randint(len(images), (config.batch_size,), generator=rng)]
+        drawn = torch.randint(len(images), (config.batch_size + POOL,), generator=rng)
+        batch, pool = images[drawn].split([config.batch_size, POOL])
         with (
             adapters(family.model, weights),
             torch.autocast(device, torch.bfloat16, enabled=config.bf16),
         ):
-            loss = family.loss(batch, rng).mean()
+            loss = family.adapter_loss(batch[None], pool[None], rng).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(params, 1.0)

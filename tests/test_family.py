@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hyperdp.family import UNetFlow
 from hyperdp.lora import describe_sites
 from tests.worlds import tiny_family
 
@@ -24,6 +25,38 @@ def test_loss_is_the_flow_matching_loss():
             velocity = family.model(noisy[None], s[i : i + 1] * 1000).sample[0]
             by_hand = ((velocity - (noise[i] - x0[i])) ** 2).mean()
             torch.testing.assert_close(found[i], by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_posterior_mean_is_bayes_over_the_known_records():
+    torch.manual_seed(0)
+    images, pool = (torch.rand(2, n, 1, 28, 28) * 2 - 1 for n in (3, 5))
+    s, noise = torch.tensor([0.1, 0.5, 0.9, 0.99, 0.97, 0.3]), torch.randn(6, 1, 28, 28)
+    w = s[:, None, None, None]
+    noisy = (1 - w) * images.flatten(0, 1) + w * noise
+    found = UNetFlow._posterior_mean(noisy, s, images, pool)
+    for i in range(6):
+        known = torch.cat([images[i // 3], pool[i // 3]]).double()
+        scale, x = s[i].double(), noisy[i].double()
+        log_p = torch.distributions.Normal((1 - scale) * known, scale).log_prob(x).sum((1, 2, 3))
+        by_hand = (log_p.softmax(0)[:, None, None, None] * known).sum(0)
+        torch.testing.assert_close(found[i].double(), by_hand, rtol=0, atol=1e-4)
+
+
+def test_adapter_loss_is_least_for_the_posterior_velocity():
+    """A model that answers the posterior velocity has no loss; one that answers zero has."""
+    family = tiny_family()
+    images, pool = torch.rand(1, 4, 1, 28, 28) * 2 - 1, torch.rand(1, 6, 1, 28, 28) * 2 - 1
+
+    class Bayes(nn.Module):
+        def forward(self, x, t):
+            s = t / 1000
+            mean = UNetFlow._posterior_mean(x, s, images, pool)
+            return type("Output", (), {"sample": (x - mean) / s[:, None, None, None]})()
+
+    family.model = Bayes()
+    loss = family.adapter_loss(images, pool, torch.Generator().manual_seed(0))
+    assert loss.shape == (4,)
+    assert loss.max() < 1e-6
 
 
 def test_a_perfect_velocity_field_samples_the_data():
