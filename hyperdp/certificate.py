@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -34,7 +33,7 @@ class Certificate:
 
     Attributes:
         format: version of this file's format.
-        created: ISO 8601, UTC.
+        created: ISO 8601, UTC; when the budget was reserved, before anything was read.
         code_version: of hyperdp.
         mechanism: "discrete-gaussian".
         adjacency: which datasets are neighbours.
@@ -131,7 +130,7 @@ class Certificate:
             The certificate, signed with the operator's key.
         """
         draft = cls(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=entry.time,
             code_version=version("hyperdp"),
             adjacency=budget.adjacency,
             unit=budget.unit,

@@ -48,7 +48,8 @@ class Entry:
 
     Attributes:
         seq: 1, 2, 3, …
-        time: ISO 8601 in UTC, never before the entry before it.
+        time: ISO 8601 in UTC, never before the entry before it; of what follows a reservation,
+            the reservation's own, since how long the work took depends on private data.
         kind: what happened.
         dataset: keyed fingerprint.
         body: plain JSON values.
@@ -119,12 +120,19 @@ class OpenChain:
         if anchor["seq"] == len(self.entries) and anchor["sha256"] not in {digest, ""}:
             raise _damaged(self._path, "bytes that were changed outside hyperdp")
 
-    def append(self, kind: str, dataset: str, body: dict[str, Any]) -> Entry:
-        """Add one entry; when this returns it is on disk and anchored."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        last = self.entries[-1].time if self.entries else now  # the clock may have been set back
+    def append(self, kind: str, dataset: str, body: dict[str, Any], *, time: str = "") -> Entry:
+        """Add one entry; when this returns it is on disk and anchored.
+
+        Args:
+            kind: what happened.
+            dataset: keyed fingerprint.
+            body: plain JSON values.
+            time: ISO 8601 in UTC; now, where it is empty.
+        """
+        time = time or datetime.now(UTC).isoformat(timespec="seconds")
+        last = self.entries[-1].time if self.entries else time  # the clock may have been set back
         seq = len(self.entries) + 1
-        entry = Entry(seq=seq, time=max(now, last), kind=kind, dataset=dataset, body=body, seal="")
+        entry = Entry(seq=seq, time=max(time, last), kind=kind, dataset=dataset, body=body, seal="")
         text = entry.text()
         entry = Entry(**json.loads(text), seal=self._seal(text))
         self._connection.execute(

@@ -59,7 +59,9 @@ class Reservation:
                     found="a second one",
                     todo="Reserve again: every release spends its own budget.",
                 )
-            chain.append(kind, self.entry.dataset, {**body, "reservation": self.entry.seal})
+            # At the reservation's time: how long reading and aggregating took depends on n.
+            body = {**body, "reservation": self.entry.seal}
+            chain.append(kind, self.entry.dataset, body, time=self.entry.time)
 
 
 class Ledger(SealedLog):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from hyperdp import keys
+from hyperdp import chain, keys
 from hyperdp.budget import PrivacyBudget
 from hyperdp.errors import (
     BudgetRefusedError,
@@ -278,6 +278,32 @@ def test_too_few_units_are_a_warning_and_enough_are_none(make, noisy_count, warn
 
 
 # --- what can leave ------------------------------------------------------------------------------
+
+
+def test_no_time_tells_how_long_the_work_took(make, ledger, monkeypatch):
+    """A clock that only the reader moves: certificates differ in noise, hashes and seals alone."""
+    now = [1]
+
+    class Clock(chain.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2100, 1, now[0], tzinfo=tz)
+
+    def slow(data):
+        yield from data
+        now[0] += 20
+
+    monkeypatch.setattr(chain, "datetime", Clock)
+    statements = []
+    for n in (100, 300):
+        now[0] = 1
+        made = make(slow(records(n)), ONE, dataset=str(n), out=str(n))
+        statements.append(vars(made.certificate))
+    noisy = {"ledger_seq", "ledger_seal", "dataset", "release_sha256", "signature"}
+    assert {k for k in statements[0] if statements[0][k] != statements[1][k]} <= noisy
+    times = [entry["time"] for entry in json.loads(ledger.export())["entries"]]
+    assert len(times) == 8
+    assert {statements[0]["created"], *times} == {"2100-01-01T00:00:00+00:00"}
 
 
 def test_nothing_un_noised_is_on_disk_or_on_the_terminal(make, tmp_path, capfd):
