@@ -3,8 +3,8 @@
 Each entry is sealed (HMAC under the operator's key) together with the seal before it. The last seal
 and the SHA-256 of the file stand in the operator's config folder, the *anchor*, which is written
 before `append` returns. So without the config folder nobody can alter, reorder, insert or remove an
-entry, put back an older copy of the file, or change any byte of it, unnoticed. Deleting the file,
-or restoring file and config folder together, cannot be noticed.
+entry, put back an older copy of the file, or change any byte of it, unnoticed; a log with entries
+and no anchor is refused. Restoring file and config folder together cannot be noticed.
 
 All access is serialised by an advisory lock on the file, which the kernel drops with the process.
 """
@@ -111,6 +111,14 @@ class OpenChain:
     def check_anchor(self, digest: str) -> None:
         """Refuse a log that is older than its anchor, or whose file's bytes are others."""
         if not self._anchor.exists():
+            if self.entries:
+                raise VerificationError(
+                    expected=f"{self._anchor}, where the last entry of {self._path} is noted",
+                    found="no such file: entries may have been cut off unnoticed",
+                    todo="Restore the config folder from a backup taken since the ledger's last "
+                    "entry; nothing was released.",
+                )
+            self.write_anchor()  # a crash while the log was made
             return
         anchor = json.loads(self._anchor.read_bytes())
         seals = [self._genesis, *(entry.seal for entry in self.entries)]

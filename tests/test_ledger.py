@@ -236,6 +236,28 @@ def test_an_older_copy_put_back_is_detected(ledger):
     reserve(ledger)
 
 
+def test_a_ledger_with_entries_is_refused_without_its_anchor(ledger):
+    """Else deleting one file would let an older copy pass."""
+    reserve(ledger)
+    (anchor,) = keys.config_dir().glob("anchor-*.json")
+    state = anchor.read_bytes()
+    anchor.unlink()
+    for use in (ledger.history, ledger.export, lambda: ledger.set_cap("digits", ONE)):
+        with pytest.raises(VerificationError, match="Restore the config folder"):
+            use()
+    assert not anchor.exists()
+    anchor.write_bytes(state)
+    assert len(ledger.history()) == 2
+
+
+def test_a_crash_before_the_first_anchor_leaves_a_ledger_to_use(ledger, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(chain.OpenChain, "write_anchor", lambda self: None)
+        assert ledger.history() == []
+    assert ledger.history() == []
+    assert len(list(keys.config_dir().glob("anchor-*.json"))) == 1
+
+
 def test_a_crash_between_log_and_anchor_counts_as_spent(ledger, monkeypatch):
     ledger.set_cap("digits", ONE)
     with monkeypatch.context() as patch:
