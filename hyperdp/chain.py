@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperdp import keys
-from hyperdp.errors import UsageError, VerificationError
+from hyperdp.errors import BudgetRefusedError, UsageError, VerificationError
 
 _SCHEMA = """
 CREATE TABLE meta (id TEXT NOT NULL, seal TEXT NOT NULL) STRICT;
@@ -128,6 +128,35 @@ class OpenChain:
         if anchor["seq"] == len(self.entries) and anchor["sha256"] not in {digest, ""}:
             raise _damaged(self._path, "bytes that were changed outside hyperdp")
 
+    def follow(self, first: Entry, kind: str, body: dict[str, Any], *, after: str) -> None:
+        """Add what became of an entry, once, at that entry's own time.
+
+        Args:
+            first: the entry, which must stand in this log.
+            kind: what became of it.
+            body: plain JSON values.
+            after: the kind that must have been noted of it before; "" for none.
+
+        Raises:
+            BudgetRefusedError: it does not stand here, `kind` was noted before, or `after` was not.
+        """
+        noted = [e.kind for e in self.entries if e.body.get("reservation") == first.seal]
+        if first not in self.entries:
+            found = "a ledger that was replaced meanwhile, and does not know it"
+        elif kind in noted:
+            found = f"a second {kind}"
+        elif after and after not in noted:
+            found = f"a {kind} before any {after}"
+        else:
+            body = {**body, "reservation": first.seal}
+            self.append(kind, first.dataset, body, time=first.time)
+            return
+        raise BudgetRefusedError(
+            expected=f"one {kind} for each reservation of the ledger {self._path}",
+            found=found,
+            todo="Reserve again: every release spends its own budget.",
+        )
+
     def append(self, kind: str, dataset: str, body: dict[str, Any], *, time: str = "") -> Entry:
         """Add one entry; when this returns it is on disk and anchored.
 
@@ -174,8 +203,11 @@ class SealedLog:
         self.path = Path(path).expanduser().resolve()
 
     @contextmanager
-    def open(self) -> Iterator[OpenChain]:
-        """Lock the log, check all of it, and lend it; it is made where there is none.
+    def open(self, *, make: bool = True) -> Iterator[OpenChain]:
+        """Lock the log, check all of it, and lend it.
+
+        Args:
+            make: make a new log where there is none; otherwise nothing is written there.
 
         Raises:
             VerificationError: it was changed, cut short, or belongs to another key.
@@ -185,12 +217,14 @@ class SealedLog:
             path = self.path
             _refuse_network(path.parent)
             # Closing a handle of the file drops SQLite's own locks: this one outlives them.
-            with path.open("a+b", buffering=0) as lock:
+            with path.open("a+b" if make else "rb", buffering=0) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 digest = _digest(lock)  # before SQLite can touch the file
                 with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as connection:
                     connection.execute("PRAGMA synchronous=FULL")
                     fresh = not connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+                    if fresh and not make:
+                        raise _damaged(path, "no ledger")
                     if fresh:
                         _create(connection)
                         keys.sync_folder(path.parent)

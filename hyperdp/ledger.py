@@ -32,15 +32,16 @@ class Reservation:
         """Note, durably, that noise is about to be drawn; to be called once.
 
         Raises:
-            BudgetRefusedError: it was called before.
+            BudgetRefusedError: it was called before, or the ledger does not know the entry.
         """
-        self._note("spend", {})
+        self._note("spend", {}, after="")
 
     def commit(self, *, certificate_sha256: str, bundle_hash: str) -> None:
         """Note that the release is on disk.
 
         Raises:
             BundleError: the release was made with another bundle than was reserved for.
+            BudgetRefusedError: nothing was spent, or it was called before.
         """
         if bundle_hash != self.entry.body["bundle_hash"]:
             raise BundleError(
@@ -48,20 +49,12 @@ class Reservation:
                 found=f"{bundle_hash[:12]}…",
                 todo="Make a new release with the other bundle; it spends its own budget.",
             )
-        self._note("commit", {"certificate_sha256": certificate_sha256})
+        self._note("commit", {"certificate_sha256": certificate_sha256}, after="spend")
 
-    def _note(self, kind: str, body: dict[str, str]) -> None:
-        with self.ledger.open() as chain:
-            earlier = [e.body["reservation"] for e in chain.entries if e.kind == kind]
-            if self.entry.seal in earlier:
-                raise BudgetRefusedError(
-                    expected=f"one {kind} for each reservation",
-                    found="a second one",
-                    todo="Reserve again: every release spends its own budget.",
-                )
-            # At the reservation's time: how long reading and aggregating took depends on n.
-            body = {**body, "reservation": self.entry.seal}
-            chain.append(kind, self.entry.dataset, body, time=self.entry.time)
+    def _note(self, kind: str, body: dict[str, str], *, after: str) -> None:
+        # A ledger deleted or replaced since must not be made anew: this entry would be lost.
+        with self.ledger.open(make=False) as chain:
+            chain.follow(self.entry, kind, body, after=after)
 
 
 class Ledger(SealedLog):

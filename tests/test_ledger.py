@@ -143,6 +143,29 @@ def test_a_reservation_is_spent_and_committed_once(ledger):
     assert [e.kind for e in ledger.history()] == ["cap", "reserve", "spend", "commit"]
 
 
+def test_nothing_is_committed_that_was_not_spent(ledger):
+    with pytest.raises(BudgetRefusedError, match="a commit before any spend"):
+        reserve(ledger).commit(certificate_sha256="cd" * 32, bundle_hash=HASH)
+    assert [e.kind for e in ledger.history()] == ["cap", "reserve"]
+
+
+def test_a_ledger_replaced_while_records_are_read_draws_no_noise(ledger):
+    """Else the entry would be lost, and the new ledger would grant the budget again."""
+    reservation = reserve(ledger)
+    ledger.path.unlink()
+    with pytest.raises(UsageError, match="nothing was released"):
+        reservation.spend()
+    assert not ledger.path.exists()
+    ledger.path.touch()
+    with pytest.raises(VerificationError, match="no ledger"):
+        reservation.spend()
+    assert ledger.path.read_bytes() == b""
+    reserve(ledger, dataset="letters")
+    with pytest.raises(BudgetRefusedError, match="replaced"):
+        reservation.spend()
+    assert [e.kind for e in ledger.history()] == ["cap", "reserve"]
+
+
 def test_an_uncommitted_reservation_counts(ledger):
     reserve(ledger)
     assert Ledger(ledger.path).account("digits").spent_epsilon == pytest.approx(1.0)
