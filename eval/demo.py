@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,7 +172,8 @@ def _release(bundle: Bundle, path: Path, folder: Path, config: DemoConfig) -> Re
         budget=PrivacyBudget(epsilon=config.epsilon, delta=config.delta),
         ledger=Ledger(folder.parent / "ledger.db"),
         out=folder,
-        dataset=str(path.resolve()),
+        # A dataset has one ledger, and each demo has a new one.
+        dataset=f"{path.resolve()} {secrets.token_hex(16)}",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import secrets
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -161,7 +162,6 @@ def release_once(
     labels: Tensor | None = None,
     classes: Sequence[str] | None = None,
     folder: Path | None = None,
-    name: str = "study",
 ) -> Release:
     """One release by the real code path, with a ledger of its own.
 
@@ -172,7 +172,6 @@ def release_once(
         labels: int64 [n], for a labelled release.
         classes: public names of all classes, for a labelled release.
         folder: keeps `release/` and `ledger.db`; a temporary folder when None.
-        name: of the dataset in the ledger.
     """
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) if folder is None else folder
@@ -182,7 +181,7 @@ def release_once(
             budget=budget,
             ledger=Ledger(place / "ledger.db"),
             out=place / "release",
-            dataset=name,
+            dataset=f"study {secrets.token_hex(16)}",  # a dataset has one ledger, and this is new
             classes=classes,
         )
 

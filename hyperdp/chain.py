@@ -4,7 +4,8 @@ Each entry is sealed (HMAC under the operator's key) together with the seal befo
 and the SHA-256 of the file stand in the operator's config folder, the *anchor*, which is written
 before `append` returns. So without the config folder nobody can alter, reorder, insert or remove an
 entry, put back an older copy of the file, or change any byte of it, unnoticed; a log with entries
-and no anchor is refused. Restoring file and config folder together cannot be noticed.
+and no anchor is refused, and so is a new file for a dataset that an older one knows. Restoring file
+and config folder together cannot be noticed.
 
 All access is serialised by an advisory lock on the file, which the kernel drops with the process.
 """

@@ -102,6 +102,37 @@ def write_durably(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_once(path: Path, data: bytes) -> None:
+    """Make a file durably unless there is one; of processes that race, the first one's stands."""
+    if path.exists():
+        return
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    write_durably(draft, data)
+    try:
+        os.link(draft, path)  # fails where another process was first
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    sync_folder(path.parent)
+
+
+def ledger_of(dataset: str, ledger_id: str) -> str:
+    """The ledger that a dataset's budget is kept in: the one that first asks.
+
+    Args:
+        dataset: keyed fingerprint.
+        ledger_id: who asks.
+
+    Returns:
+        Name of the first ledger that asked, on disk in the config folder when this returns.
+    """
+    folder = config_dir() / "datasets"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    write_once(folder / dataset, ledger_id.encode())
+    return (folder / dataset).read_text(encoding="ascii")
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside a folder durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -115,8 +146,7 @@ def _key(name: str) -> bytes:
     """32 secret bytes kept in the config folder; processes that race to make them agree on one."""
     path = config_dir() / name
     try:
-        if not path.exists():
-            _make_key(path)
+        write_once(path, secrets.token_bytes(32))  # made 0600
         key, mode = path.read_bytes(), path.stat().st_mode & 0o777
     except OSError as error:
         raise UsageError(
@@ -131,15 +161,3 @@ def _key(name: str) -> bytes:
             todo="Restore the file from a backup, or correct its mode with chmod 600.",
         )
     return key
-
-
-def _make_key(path: Path) -> None:
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    write_durably(draft, secrets.token_bytes(32))  # mkstemp makes it 0600
-    try:
-        os.link(draft, path)  # fails where another process was first: its key then stands
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
-    sync_folder(path.parent)

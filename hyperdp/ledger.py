@@ -109,7 +109,7 @@ class Ledger(SealedLog):
             The right to one release.
 
         Raises:
-            BudgetRefusedError: the cap would be exceeded.
+            BudgetRefusedError: the cap would be exceeded, or the dataset is another ledger's.
             UsageError: adjacency or unit differ from the dataset's, or the event costs more than
                 the budget declares.
         """
@@ -137,6 +137,13 @@ class Ledger(SealedLog):
                     todo=f"At most epsilon={account.remaining_epsilon:.3g} is left at "
                     f"delta={account.cap.delta:g}. Spend less, or raise the cap deliberately with "
                     "`hyperdp ledger set-cap`.",
+                )
+            if keys.ledger_of(name, chain.id) != chain.id:
+                raise BudgetRefusedError(
+                    expected="the ledger that this dataset's first release was reserved in",
+                    found=f"another one, {self.path}: it would grant the whole budget again",
+                    todo="Use the first ledger; if it is lost, restore it from a backup. Data that "
+                    "shares no unit with that dataset needs another name (--dataset).",
                 )
             body["ledger_id"] = chain.id
             return Reservation(ledger=self, entry=chain.append("reserve", name, body))

@@ -81,6 +81,25 @@ def test_datasets_have_budgets_of_their_own(ledger):
     assert len(ledger.history()) == 4
 
 
+def test_another_ledger_grants_no_fresh_budget(ledger, tmp_path):
+    """Neither a second file, nor a new one in the place of one that was deleted."""
+    reserve(ledger)
+    other = Ledger(tmp_path / "other.db")
+    with pytest.raises(BudgetRefusedError, match="--dataset"):
+        reserve(other)
+    reserve(other, dataset="letters")
+    ledger.path.unlink()
+    with pytest.raises(BudgetRefusedError, match="another one"):
+        reserve(ledger)
+    assert "reserve" not in [e.kind for e in ledger.history()]
+
+
+def test_a_ledger_may_be_moved(ledger, tmp_path):
+    ledger.set_cap("digits", PrivacyBudget(epsilon=3.0, delta=1e-5))
+    reserve(ledger)
+    reserve(Ledger(ledger.path.rename(tmp_path / "moved.db")))
+
+
 def test_raising_and_lowering_the_cap(ledger):
     reserve(ledger)
     ledger.set_cap("digits", PrivacyBudget(epsilon=3.0, delta=1e-5))
