@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import tempfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,27 @@ def dataset_fingerprint(identity: str) -> str:
     """The name of a dataset in the ledger: it tells nothing of its content, nor of `identity`.
 
     Args:
-        identity: what the operator calls the dataset, or its absolute path. Never its content:
-            whether two ledger entries are of the same content would itself reveal a record.
+        identity: what the operator calls the dataset, or its path. Never its content: whether two
+            ledger entries are of the same content would itself reveal a record. Spellings of one
+            name are one dataset: blanks around it are dropped, Unicode is composed (NFC), and what
+            has a path separator in it is resolved.
 
     Returns:
         64 hex digits.
+
+    Raises:
+        UsageError: the name is empty.
     """
-    return seal(b"hyperdp dataset\0" + identity.encode("utf-8", "surrogateescape"))
+    name = unicodedata.normalize("NFC", identity.strip())
+    if not name or "\0" in name:
+        raise UsageError(
+            expected="a name for the dataset, or its path",
+            found=f"dataset={identity!r}",
+            todo="Give every dataset a name of its own, and always the same one.",
+        )
+    if os.sep in name:
+        name = os.path.realpath(name)
+    return seal(b"hyperdp dataset\0" + name.encode("utf-8", "surrogateescape"))
 
 
 def sign(message: bytes) -> tuple[str, str]:

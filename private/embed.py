@@ -248,10 +248,11 @@ def _image_of(record: Record, shape: tuple[int, int, int]) -> NDArray[np.float32
 
 
 def _user_of(record: Record) -> str:
-    if record.unit is None:
+    # Anything else may be equal to others, or to nothing: NaN would make every record a user.
+    if not isinstance(record.unit, str) or not record.unit.strip():
         raise DataError(
             expected="every record to name its user, as users are the unit of privacy",
-            found="a record that names none",
+            found="a record that names none, or not as a text that is not blank",
             todo="Name the column of users, or protect records instead.",
         )
     return record.unit

@@ -17,7 +17,8 @@ class Record:
     Attributes:
         image: float32 [C, H, W] in [-1, 1], already of the bundle's image shape.
         label: the record's class as text, or None where the data has no labels.
-        unit: the user whom the record belongs to, or None where every record is its own unit.
+        unit: the user whom the record belongs to, as a text that is not blank, or None where every
+            record is its own unit.
     """
 
     image: NDArray[np.float32] = field(repr=False)

@@ -208,6 +208,32 @@ def test_fingerprint_is_keyed_and_shows_nothing(ledger, tmp_path, monkeypatch):
     assert keys.dataset_fingerprint("x") != mine
 
 
+def test_spellings_of_one_name_are_one_dataset(ledger, tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "scans")
+    path = f"{tmp_path}/scans"
+    spellings = [
+        ("caf\u00e9", "cafe\u0301", " caf\u00e9\n"),
+        (path, f"{path}/", f"{tmp_path}//scans/../scans", f"{tmp_path}/link", f"{path} "),
+        ("scans",),
+    ]
+    found = [{keys.dataset_fingerprint(one) for one in group} for group in spellings]
+    assert [len(group) for group in found] == [1, 1, 1]
+    assert len(set.union(*found)) == 3
+    reserve(ledger, dataset=path)
+    with pytest.raises(BudgetRefusedError):
+        reserve(ledger, dataset=f"{path}/")
+
+
+@pytest.mark.parametrize("name", ["", " \n", "a\0b"])
+def test_a_dataset_has_a_name(ledger, name):
+    with pytest.raises(UsageError, match="a name for the dataset"):
+        reserve(ledger, dataset=name)
+    with pytest.raises(UsageError, match="a name for the dataset"):
+        ledger.set_cap(name, ONE)
+    assert ledger.history() == []
+
+
 def test_a_ledger_is_refused_under_another_key(ledger, tmp_path, monkeypatch):
     """Another account, or another host: the same dataset would get a second name and budget."""
     reserve(ledger)
