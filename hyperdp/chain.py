@@ -129,6 +129,20 @@ class OpenChain:
         if anchor["seq"] == len(self.entries) and anchor["sha256"] not in {digest, ""}:
             raise _damaged(self._path, "bytes that were changed outside hyperdp")
 
+    def claim(self, dataset: str) -> None:
+        """Make this log the dataset's one and only, durably.
+
+        Raises:
+            BudgetRefusedError: another log is.
+        """
+        if keys.ledger_of(dataset, self.id) != self.id:
+            raise BudgetRefusedError(
+                expected="the ledger that this dataset's first release was reserved in",
+                found=f"another one, {self._path}: it would grant the whole budget again",
+                todo="Use the first ledger; if it is lost, restore it from a backup. Data that "
+                "shares no unit with that dataset needs another name (--dataset).",
+            )
+
     def follow(self, first: Entry, kind: str, body: dict[str, Any], *, after: str) -> None:
         """Add what became of an entry, once, at that entry's own time.
 

@@ -7,6 +7,7 @@ back, so a crash can waste budget and never reuse it.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 
 from hyperdp import accounting, keys
@@ -138,14 +139,8 @@ class Ledger(SealedLog):
                     f"delta={account.cap.delta:g}. Spend less, or raise the cap deliberately with "
                     "`hyperdp ledger set-cap`.",
                 )
-            if keys.ledger_of(name, chain.id) != chain.id:
-                raise BudgetRefusedError(
-                    expected="the ledger that this dataset's first release was reserved in",
-                    found=f"another one, {self.path}: it would grant the whole budget again",
-                    todo="Use the first ledger; if it is lost, restore it from a backup. Data that "
-                    "shares no unit with that dataset needs another name (--dataset).",
-                )
-            body["ledger_id"] = chain.id
+            chain.claim(name)
+            body |= {"ledger_id": chain.id, "nonce": secrets.token_hex(16)}
             return Reservation(ledger=self, entry=chain.append("reserve", name, body))
 
 

@@ -147,9 +147,11 @@ def aggregate(
     Raises:
         DataError: a record has another shape, no label, a label outside `classes`, or no user; or
             something else went wrong on the way. The text names no record and no value.
+        BundleError: the encoder's weights or buffers changed on the way.
     """
+    before = weights_hash(bundle.encoder)
     try:
-        return _aggregate(records, bundle, spec, unit, classes, batch_size, progress)
+        total = _aggregate(records, bundle, spec, unit, classes, batch_size, progress)
     except HyperdpError:
         raise
     except Exception as error:  # noqa: BLE001  # a library's text may quote a record
@@ -158,6 +160,13 @@ def aggregate(
             found=f"{type(error).__name__}; its text may hold private values and is not shown",
             todo="Try the reader on public data of the same form. The budget reserved is spent.",
         ) from None
+    if weights_hash(bundle.encoder) != before:
+        raise BundleError(
+            expected="an encoder whose weights stay as they are while records are embedded",
+            found="other weights than before the first record",
+            todo="Use an encoder without running statistics. The budget reserved is spent.",
+        )
+    return total
 
 
 def _aggregate(

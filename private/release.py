@@ -57,7 +57,7 @@ def release(
         BudgetRefusedError: the ledger refuses.
         UsageError: bad arguments, a ledger or folder that cannot be written, or δ >= 1 / n̂.
         DataError: the records cannot be read or are not what `classes` and `budget.unit` say.
-        BundleError: an embedding depends on other records.
+        BundleError: an embedding depends on other records, or the encoder's weights changed.
     """
     names = check_classes(classes)
     spec = MechanismSpec(
@@ -68,6 +68,7 @@ def release(
     )
     calibration = spec.calibrate(budget)
     check_independence(bundle)
+    encoder_hash = weights_hash(bundle.encoder)
     with new_folder(Path(out)) as folder:
         reservation = ledger.reserve(
             dataset,
@@ -89,7 +90,7 @@ def release(
             classes=names,
             bundle_name=bundle.name,
             bundle_hash=bundle.hash,
-            encoder_hash=weights_hash(bundle.encoder),
+            encoder_hash=encoder_hash,
             hypernetwork_hash=weights_hash(getattr(bundle, "hypernetwork", None)),
             entry=reservation.entry,
             release_sha256=hashlib.sha256(tensors).hexdigest(),

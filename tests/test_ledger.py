@@ -50,6 +50,13 @@ def test_first_reservation_sets_the_cap_and_the_second_is_refused(ledger):
     assert [e.kind for e in ledger.history()] == ["cap", "reserve"]
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "delta"), [(0.001, 1e-3), (0.02, 1e-8), (0.001, 1e-6), (1e-4, 1e-7)]
+)
+def test_a_first_reservation_is_not_refused_by_its_own_cap(ledger, epsilon, delta):
+    reserve(ledger, PrivacyBudget(epsilon=epsilon, delta=delta))
+
+
 def test_refusal_says_what_is_left_and_that_much_is_then_granted(ledger):
     ledger.set_cap("digits", ONE)
     reserve(ledger, HALF)
@@ -206,6 +213,14 @@ def test_fingerprint_is_keyed_and_shows_nothing(ledger, tmp_path, monkeypatch):
     mine = keys.dataset_fingerprint("x")
     monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "other"))
     assert keys.dataset_fingerprint("x") != mine
+
+
+def test_no_two_reservations_have_the_same_seal(ledger):
+    """Even where ledger and config folder were both put back: they differ in a random number."""
+    ledger.set_cap("digits", PrivacyBudget(epsilon=9.0, delta=1e-5))
+    first, second = reserve(ledger).entry.body, reserve(ledger).entry.body
+    assert len(first["nonce"]) == 32
+    assert {k for k in first if first[k] != second[k]} == {"nonce"}
 
 
 def test_spellings_of_one_name_are_one_dataset(ledger, tmp_path):

@@ -200,6 +200,26 @@ def test_what_is_wrong_from_the_start_spends_nothing(make, ledger, tmp_path, cha
     assert left_over(tmp_path) == set()
 
 
+class Remembering(torch.nn.Module):
+    """Keeps what it saw in a buffer, which changes no embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x):
+        self.seen += x.double().nan_to_num().abs().sum()
+        return x.flatten(1)[:, :DIM]
+
+
+def test_an_encoder_that_changes_while_it_embeds_is_refused(make, ledger, tmp_path):
+    """Else its hash in the certificate would be a function of the records."""
+    with pytest.raises(BundleError, match="other weights than before"):
+        make(records(100), ONE, bundle=TinyBundle(encoder=Remembering()))
+    assert left_over(tmp_path) == set()
+    assert kinds(ledger) == ["cap", "reserve"]
+
+
 def test_a_folder_that_exists_is_refused_before_spending(make, ledger, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
