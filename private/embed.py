@@ -7,6 +7,8 @@ with zeros, the encoder is in eval mode, and `check_independence` tries it on pu
 from __future__ import annotations
 
 import hashlib
+import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,14 +39,14 @@ def embed_batch(
 
     Args:
         encoder: float32 [B, C, H, W] → float32 [B, k]; put into eval mode.
-        images: float32 [b, C, H, W], b <= batch_size.
+        images: float32 [b, C, H, W], b <= batch_size; clipped to [-1, 1].
         batch_size: B, the one shape that the encoder ever sees.
 
     Returns:
         float32 [b, k], un-noised and private.
     """
     padded = np.zeros((batch_size, *images.shape[1:]), dtype=np.float32)
-    padded[: len(images)] = images
+    np.clip(images, -1, 1, out=padded[: len(images)])  # a NaN stays one
     encoder.eval()
     device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     with torch.no_grad():
@@ -74,8 +76,8 @@ def weights_hash(module: nn.Module | None) -> str:
 def check_independence(bundle: ReleaseBundle, *, batch_size: int = BATCH_SIZE) -> None:
     """Refuse an encoder in which one record changes another's embedding. Reads no private data.
 
-    Random public images are embedded in two orders and beside other companions; every embedding
-    must be the same to the bit.
+    Random public images are embedded in two orders, beside other companions, extreme ones among
+    them, and once more at the end; every embedding must be the same to the bit.
 
     Raises:
         BundleError: one is not, or the shape is not the bundle's.
@@ -86,8 +88,12 @@ def check_independence(bundle: ReleaseBundle, *, batch_size: int = BATCH_SIZE) -
     order = np.random.default_rng(1).permutation(batch_size)
     permuted = embed_batch(bundle.encoder, noise[order], batch_size=batch_size)
     alone = embed_batch(bundle.encoder, noise[:half], batch_size=batch_size)
-    noise[half:] = np.nan
-    beside_nan = embed_batch(bundle.encoder, noise, batch_size=batch_size)[:half]
+    beside = []
+    for companion in (np.nan, np.inf, -1.0, 1.0, 0.0):
+        other = noise.copy()
+        other[half:] = companion
+        beside.append(embed_batch(bundle.encoder, other, batch_size=batch_size)[:half])
+    again = embed_batch(bundle.encoder, noise, batch_size=batch_size)
     expected = (batch_size, bundle.config.embed_dim)
     if first.shape != expected:
         raise BundleError(
@@ -95,7 +101,8 @@ def check_independence(bundle: ReleaseBundle, *, batch_size: int = BATCH_SIZE) -
             found=f"{first.shape}",
             todo="The bundle's encoder does not fit its configuration: take a fresh copy.",
         )
-    pairs = ((first[order], permuted), (first[:half], alone), (first[:half], beside_nan))
+    pairs = [(first[order], permuted), (first, again)]
+    pairs += [(first[:half], other) for other in (alone, *beside)]
     if not all(np.array_equal(a, b) for a, b in pairs):
         raise BundleError(
             expected="an encoder in which every embedding depends on its own record alone",
@@ -150,16 +157,19 @@ def aggregate(
         BundleError: the encoder's weights or buffers changed on the way.
     """
     before = weights_hash(bundle.encoder)
+    total, failure = None, _unreadable()
     try:
-        total = _aggregate(records, bundle, spec, unit, classes, batch_size, progress)
-    except HyperdpError:
-        raise
-    except Exception as error:  # noqa: BLE001  # a library's text may quote a record
-        raise DataError(
-            expected="records that can be read and embedded",
-            found=f"{type(error).__name__}; its text may hold private values and is not shown",
-            todo="Try the reader on public data of the same form. The budget reserved is spent.",
-        ) from None
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # a library's warning may quote a record, or tell of it
+            total = _aggregate(records, bundle, spec, unit, classes, batch_size, progress)
+    except HyperdpError as error:
+        failure = error
+    except Exception:  # noqa: BLE001, S110  # even its type may depend on a record
+        pass
+    if total is None:
+        # Out here, so that the error has no context in which the library's own would be found.
+        failure.__cause__ = failure.__context__ = None
+        raise failure
     if weights_hash(bundle.encoder) != before:
         raise BundleError(
             expected="an encoder whose weights stay as they are while records are embedded",
@@ -167,6 +177,14 @@ def aggregate(
             todo="Use an encoder without running statistics. The budget reserved is spent.",
         )
     return total
+
+
+def _unreadable() -> HyperdpError:
+    return DataError(
+        expected="records that can be read and embedded",
+        found="an error whose text may hold private values and is not shown",
+        todo="Try the reader on public data of the same form. The budget reserved is spent.",
+    )
 
 
 def _aggregate(
@@ -247,10 +265,10 @@ def _class_of(record: Record, index: dict[str, int]) -> int:
 
 
 def _image_of(record: Record, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    if record.image.shape != tuple(shape):
+    if record.image.shape != tuple(shape) or record.image.dtype != np.float32:
         raise DataError(
-            expected=f"every image to be converted to {tuple(shape)} by the reader",
-            found="another shape",
+            expected=f"every image to be converted to float32 {tuple(shape)} by the reader",
+            found="another shape or type",
             todo="Read the data with the bundle's image shape.",
         )
     return record.image
@@ -274,10 +292,10 @@ class _Advance(Protocol):
 @contextmanager
 def _bar(show: bool) -> Iterator[_Advance]:
     """A bar on the operator's terminal; how far it gets is n, so it never goes to a file or log."""
-    console = Console(stderr=True)
+    console = Console(stderr=True)  # whose is_terminal would believe FORCE_COLOR
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(
-        *columns, console=console, transient=True, disable=not (show and console.is_terminal)
+        *columns, console=console, transient=True, disable=not (show and sys.stderr.isatty())
     ) as bar:
         task = bar.add_task("reading and embedding records", total=None)
 

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,41 @@ def test_an_encoder_that_only_mixes_what_is_not_finite_is_refused():
         check_independence(TinyBundle(encoder=Spreading()))
 
 
+class Counting(nn.Module):
+    """Another function from its seventh batch on."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x.flatten(1)[:, :DIM] + float(self.calls > 6)
+
+
+class Saturating(nn.Module):
+    """Mixes records only where one of them is white."""
+
+    def forward(self, x):
+        flat = x.flatten(1)[:, :DIM]
+        return flat + (flat >= 1).all(1).any().float()
+
+
+@pytest.mark.parametrize("encoder", [Counting(), Saturating()])
+def test_an_encoder_that_mixes_at_extremes_or_changes_with_time_is_refused(encoder):
+    with pytest.raises(BundleError, match="its own record alone"):
+        check_independence(TinyBundle(encoder=encoder))
+
+
+def test_the_encoder_sees_values_in_range_and_nan_alone():
+    wild = images(4) * 100
+    wild[0, 0, 0, 0], wild[1, 0, 0, 0] = np.nan, np.inf
+    tame = embed_batch(BUNDLE.encoder, np.clip(wild, -1, 1))
+    np.testing.assert_array_equal(embed_batch(BUNDLE.encoder, wild), tame)
+    assert np.isnan(tame[0]).all()
+    assert np.isfinite(tame[1:]).all()
+
+
 def test_sound_encoders_pass_and_misfits_do_not():
     check_independence(BUNDLE)
     with pytest.raises(BundleError, match="embeddings"):
@@ -232,7 +268,9 @@ PRIVATE = "a very private label"
         (Record(image=images(1)[0], unit=float("nan")), "user", (), "user"),
         (Record(image=images(1)[0], unit=7), "user", (), "user"),
         (Record(image=np.zeros((1, 3, 3), np.float32)), "record", (), "shape"),
-        (Record(image="not an image"), "record", (), "AttributeError"),
+        (Record(image=np.zeros(SHAPE, np.float64)), "record", (), "float32"),
+        (Record(image=np.zeros(SHAPE, np.int16)), "record", (), "float32"),
+        (Record(image="not an image"), "record", (), "not shown"),
     ],
 )
 def test_unfit_records_are_refused_without_being_named(record, unit, classes, expected):
@@ -248,10 +286,39 @@ def test_an_error_of_a_library_does_not_quote_a_record():
         yield from records(2)
         raise RuntimeError(f"cannot parse {PRIVATE}")
 
-    with pytest.raises(DataError, match="RuntimeError") as refused:
+    with pytest.raises(DataError, match="not shown") as refused:
         total_of(reader())
     assert PRIVATE not in str(refused.value)
-    assert refused.value.__suppress_context__
+    assert "RuntimeError" not in str(refused.value)
+    assert refused.value.__context__ is refused.value.__cause__ is None
+
+
+def test_an_error_of_a_reader_brings_no_context():
+    def reader():
+        yield from records(2)
+        try:
+            int(PRIVATE)
+        except ValueError as error:
+            raise DataError(expected="a", found="b", todo="c") from error
+
+    with pytest.raises(DataError, match="expected a") as refused:
+        total_of(reader())
+    assert refused.value.__context__ is refused.value.__cause__ is None
+
+
+def test_a_warning_about_a_record_is_not_shown(recwarn):
+    class Loud(nn.Module):
+        def forward(self, x):
+            warnings.warn(f"{PRIVATE}: {float(x.max())}", stacklevel=1)
+            return x.flatten(1)[:, :DIM]
+
+    def reader():
+        yield from records(2)
+        np.float32(3e38) * np.float32(3e38)
+        warnings.warn(PRIVATE, stacklevel=1)
+
+    total_of(reader(), bundle=TinyBundle(encoder=Loud()))
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("classes", [["a"], [], ["a", "a"], "ab"])
@@ -273,6 +340,14 @@ def test_weights_hash_follows_every_weight():
 
 
 def test_progress_writes_nothing_where_there_is_no_terminal(capfd):
+    total_of(records(5), progress=True)
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_progress_writes_nothing_to_a_file_whatever_the_environment_says(monkeypatch, capfd):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.setenv(name, "1")
     total_of(records(5), progress=True)
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
