@@ -15,6 +15,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
+import re
 import secrets
 import sqlite3
 from collections.abc import Iterator
@@ -39,7 +41,8 @@ BEGIN SELECT RAISE(ABORT, 'entries are never changed'); END;
 # SQLite's write-ahead log needs memory that all its processes share: one kernel, one host.
 _NETWORK_FILESYSTEMS = (
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "beegfs"),
-    *("glusterfs", "fuse.glusterfs", "fuse.sshfs"),
+    *("glusterfs", "fuse.glusterfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.juicefs"),
+    *("fuse.davfs", "fuse.ceph", "9p", "virtiofs", "vboxsf", "ocfs2", "gfs2", "orangefs"),
 )
 
 
@@ -257,9 +260,14 @@ class SealedLog:
         except (sqlite3.DatabaseError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise _damaged(path, "content that is not a ledger's") from error
 
-    def history(self, dataset: str | None = None) -> list[Entry]:
-        """All entries, or those of one dataset (its name or absolute path), oldest first."""
-        with self.open() as chain:
+    def history(self, dataset: str | None = None, *, make: bool = True) -> list[Entry]:
+        """All entries, or those of one dataset (its name or absolute path), oldest first.
+
+        Args:
+            dataset: whose entries, or None for all.
+            make: make a new log where there is none; otherwise nothing is written there.
+        """
+        with self.open(make=make) as chain:
             name = None if dataset is None else keys.dataset_fingerprint(dataset)
             return [e for e in chain.entries if name in {None, e.dataset}]
 
@@ -298,11 +306,12 @@ def _filesystem(folder: Path) -> str:
     """The type of the filesystem that holds a folder, as the kernel names it; "" if unknown."""
     mounts = Path("/proc/mounts")
     best, kind = -1, ""
-    for line in mounts.read_text().splitlines() if mounts.exists() else []:
-        _, point, this, *_ = line.split(" ")
-        point = point.encode().decode("unicode_escape")
+    for line in mounts.read_bytes().splitlines() if mounts.exists() else []:
+        _, escaped, this, *_ = line.split(b" ")
+        octal = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), escaped)
+        point = os.fsdecode(octal)
         if folder.is_relative_to(point) and len(point) >= best:
-            best, kind = len(point), this
+            best, kind = len(point), this.decode("ascii", "replace")
     return kind
 
 

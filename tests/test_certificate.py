@@ -2,6 +2,7 @@ import dataclasses
 import json
 import pickle
 import shutil
+import sqlite3
 
 import numpy as np
 import pytest
@@ -220,6 +221,20 @@ def test_a_missing_file_is_said_to_be_missing(copy, name):
     (copy / "out" / name).unlink()
     with pytest.raises(VerificationError, match="No such file"):
         verify(copy / "out")
+
+
+def test_verifying_against_another_sqlite_file_writes_nothing_into_it(made, tmp_path):
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as db:
+        db.execute("PRAGMA user_version = 7")  # a header, and no table
+    db.close()
+    before, config = other.read_bytes(), sorted((made / "config").iterdir())
+    assert before.startswith(b"SQLite format 3")
+    with pytest.raises(VerificationError, match="no ledger"):
+        verify(made / "out", ledger=other)
+    assert other.read_bytes() == before
+    assert sorted((made / "config").iterdir()) == config
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("other")] == ["other.db"]
 
 
 def test_a_missing_ledger_is_said_to_be_missing(made, tmp_path):

@@ -279,7 +279,9 @@ def tamper(ledger, *statements):
     [
         "UPDATE entries SET text = replace(text, '\"epsilon\":1.0', '\"epsilon\":9.0') WHERE seq=1",
         "UPDATE entries SET text = replace(text, 'cap', 'cup') WHERE seq=1",
-        "UPDATE entries SET seal = replace(seal, 'a', 'b') WHERE seq=2",
+        # Whatever the seal holds, its first digit becomes another one.
+        "UPDATE entries SET seal = iif(substr(seal, 1, 1) = 'a', 'b', 'a') || substr(seal, 2) "
+        "WHERE seq=2",
         "DELETE FROM entries WHERE seq = 2",
         "DELETE FROM entries WHERE seq = 3",
         "DELETE FROM entries",
@@ -380,15 +382,20 @@ def test_time_never_runs_backwards(ledger, monkeypatch):
     assert times[-1] > "2020"
 
 
-def test_a_network_filesystem_is_refused(ledger, monkeypatch):
-    monkeypatch.setattr(chain, "_filesystem", lambda folder: "nfs4")
+@pytest.mark.parametrize("kind", ["nfs4", "9p", "virtiofs", "fuse.s3fs", "fuse.ceph"])
+def test_a_network_filesystem_is_refused(ledger, monkeypatch, kind):
+    monkeypatch.setattr(chain, "_filesystem", lambda folder: kind)
     with pytest.raises(UsageError, match="network filesystem"):
         reserve(ledger)
 
 
 def test_the_filesystem_of_a_folder_is_that_of_its_nearest_mount(tmp_path, monkeypatch):
     mounts = "a / ext4 rw 0 0\nb /mnt/with\\040blank nfs4 rw 0 0\nc /mnt tmpfs rw 0 0\n"
-    monkeypatch.setattr(chain.Path, "read_text", lambda self: mounts)
+    mounts += "d /mnt/\u00e9t\u00e9\\134n 9p rw 0 0\n"
+    raw = mounts.encode() + b"e /mnt/\xff virtiofs rw 0 0\n"
+    monkeypatch.setattr(chain.Path, "read_bytes", lambda self: raw)
+    assert chain._filesystem(chain.Path("/mnt/\u00e9t\u00e9\\n/x")) == "9p"
+    assert chain._filesystem(chain.Path("/mnt/\udcff")) == "virtiofs"
     assert chain._filesystem(chain.Path("/mnt/with blank/x")) == "nfs4"
     assert chain._filesystem(chain.Path("/mnt/x")) == "tmpfs"
     assert chain._filesystem(chain.Path("/home")) == "ext4"
