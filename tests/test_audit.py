@@ -51,7 +51,8 @@ def test_the_real_mechanism_passes(budget, classes):
     spec = MechanismSpec(
         embedding_dim=4, clip_norm=1.0, num_classes=classes, adjacency=budget.adjacency
     )
-    bound = audit(spec, budget, trials=TRIALS, workers=1, confidence=SURE)
+    # Enough trials that the bound is above 0.1 with three standard deviations to spare.
+    bound = audit(spec, budget, trials=4 * TRIALS, workers=1, confidence=SURE)
     assert bound.epsilon_gaussian <= 1
     assert bound.epsilon <= 1
     assert bound.epsilon_gaussian > 0.1  # and the attack is no straw man

@@ -69,7 +69,11 @@ def test_classical_formula_would_overspend_at_large_epsilon():
 @given(st.floats(0.1, 8), st.floats(0.1, 8), st.floats(-9, -3))
 def test_more_epsilon_takes_less_noise(first, second, exponent):
     low, high = sorted((first, second))
-    assert noise_multiplier(low, 10**exponent) >= noise_multiplier(high, 10**exponent)
+    less, more = noise_multiplier(high, 10**exponent), noise_multiplier(low, 10**exponent)
+    # A root is found to a relative 1e-8 or so; two budgets one rounding apart may change places.
+    assert more >= less * (1 - 1e-7)
+    if high > 1.01 * low:
+        assert more > less
 
 
 @pytest.mark.parametrize(
