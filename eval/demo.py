@@ -159,9 +159,25 @@ def run_demo(config: DemoConfig, out: Path, stage: Stage) -> DemoResult:
                 result.bundle, adapter, sampling, seed=config.seed, progress=progress
             )
             save_grid(result.images[name][:100], out / "grids" / f"{name}.png")
+    save_grid(side_by_side(result.images), out / "grids" / "side-by-side.png", columns=26)
     with timed("measure"):
         _measure(result, data.pool[: config.samples], data.reference)
     return result
+
+
+def side_by_side(images: dict[str, Tensor]) -> Tensor:
+    """Base, ρ(public mean) and ours at the largest n, 8 × 8 each, with a blank column between.
+
+    Args:
+        images: method → float32 [≥ 64, 1, 28, 28].
+
+    Returns:
+        float32 [8 · 26, 1, 28, 28], row by row; nothing of it is a private record.
+    """
+    panels = [images[name][:GRID] for name in ("base", "public_mean", f"hyper_{SIZES[-1]}")]
+    blank = torch.ones(8, 1, *panels[0].shape[1:])
+    columns = [part for p in panels for part in (blank, p.unflatten(0, (8, 8)))][1:]
+    return torch.cat(columns, 1).flatten(0, 1)
 
 
 def _release(bundle: Bundle, path: Path, folder: Path, config: DemoConfig) -> Release:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hyperdp.cli._app import run
 from hyperdp.lora import load_peft
@@ -26,7 +27,7 @@ def demo(tmp_path: Path, monkeypatch, capsys) -> tuple[Path, dict[str, object]]:
             "--bundle",
             str(tmp_path / "bundle"),
             "--samples",
-            "60",
+            "64",
             "--json",
         ]
     )
@@ -61,6 +62,7 @@ def test_it_releases_emits_samples_measures_and_reports(demo):
         assert abs(float(made.count()[0]) - n) < 120  # noisy: σ of the count is about 15
         assert load_peft(out / f"adapter-{n}")
     assert (out / "grids" / "hyper_2000.png").is_file()
+    assert Image.open(out / "grids" / "side-by-side.png").size == (26 * 56, 8 * 56)
 
 
 def test_it_never_overwrites(demo):

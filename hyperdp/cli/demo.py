@@ -26,7 +26,7 @@ def demo_command(
     ),
     bundle: Annotated[str, typer.Option("--bundle", "-b", help="Name or folder.")] = "glyphs",
     epsilon: Annotated[float, typer.Option(help="ε of each of the two releases.")] = 1.0,
-    samples: Annotated[int, typer.Option(min=50, help="Images of each method.")] = 500,
+    samples: Annotated[int, typer.Option(min=64, help="Images of each method.")] = 500,
     seed: Annotated[int, typer.Option(help="Of records and starting noise.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
