@@ -52,7 +52,7 @@ def test_replace_one_agrees_with_dp_accounting_whose_multiplier_is_relative_to_t
     theirs = PLDAccountant(NeighboringRelation.REPLACE_ONE)
     theirs.compose(gaussian(2 * tau))
     assert theirs.get_epsilon(1e-5) == pytest.approx(1.0, abs=1e-6)
-    assert accounting.epsilon([gaussian(tau)], 1e-5) == pytest.approx(1.0, abs=1e-7)  # τ has a margin of 1e-8
+    assert accounting.epsilon([gaussian(tau)], 1e-5) == pytest.approx(1.0, abs=1e-7)
 
 
 @given(TAUS, st.integers(2, 6))
