@@ -142,14 +142,14 @@ class BatchMaximum(nn.Module):
 
     def forward(self, x):
         x = x.flatten(1)[:, :DIM]
-        return torch.where(x.amax() > 1.5, -torch.ones_like(x), x.abs())
+        return torch.where(x.amax() >= 1, -torch.ones_like(x), x.abs())
 
 
 def test_embeddings_that_depend_on_the_batch_are_caught():
     bundle = TinyBundle(encoder=BatchMaximum(), config=TinyConfig())
     spec = MechanismSpec(embedding_dim=DIM, clip_norm=1.0)
-    canary = Record(image=np.full(SHAPE, 2.0, np.float32))
-    data = records(20)
+    canary = Record(image=np.full(SHAPE, 1.0, np.float32))
+    data = [Record(image=r.image * np.float32(0.2)) for r in records(20)]  # the canary stands out
     worlds = [
         aggregate(d, bundle=bundle, spec=spec, unit="record", classes=[])
         for d in (data, [*data, canary])
