@@ -176,7 +176,7 @@ def side_by_side(images: dict[str, Tensor]) -> Tensor:
     """
     panels = [images[name][:GRID] for name in ("base", "public_mean", f"hyper_{SIZES[-1]}")]
     blank = torch.ones(8, 1, *panels[0].shape[1:])
-    columns = [part for p in panels for part in (blank, p.unflatten(0, (8, 8)))][1:]
+    columns = [part for p in panels for part in (blank, p.view(8, 8, *p.shape[1:]))][1:]
     return torch.cat(columns, 1).flatten(0, 1)
 
 

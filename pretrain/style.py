@@ -32,6 +32,7 @@ class Style:
         aspect_mean, aspect_std: log of width over height.
         elastic: std of the elastic displacement.
         hardness: slope of the ink's edge; low is soft.
+        gain: contrast of the finished image about half ink; scans and sharp resamplers are crisp.
     """
 
     pen: Tensor
@@ -47,6 +48,7 @@ class Style:
     aspect_std: Tensor
     elastic: Tensor
     hardness: Tensor
+    gain: Tensor
 
     def row(self, index: Tensor) -> Style:
         """The styles at `index` (int64 [N])."""
@@ -58,7 +60,12 @@ def plain_style(count: int) -> Style:
     zero = torch.zeros(count)
     values = {f.name: zero for f in fields(Style)}
     return Style(
-        **{**values, "hardness": torch.full((count,), 6.0), "width_mean": torch.full((count,), 4.0)}
+        **{
+            **values,
+            "hardness": torch.full((count,), 6.0),
+            "gain": torch.ones(count),
+            "width_mean": torch.full((count,), 4.0),
+        }
     )
 
 
@@ -99,6 +106,7 @@ def draw_style(count: int, rng: torch.Generator, *, plain: float = 0.35, pen: fl
         "aspect_std": uniform(0.0, 0.25) * bent * free,
         "elastic": uniform(0.0, 2.0) * bent * free,
         "hardness": torch.where(is_plain, 6.0, uniform(3.0, 10.0)),
+        "gain": torch.where(is_plain, uniform(1.0, 2.2), uniform(1.0, 4.0)),
     }
     return Style(**values)
 
@@ -193,7 +201,8 @@ def draw(ink: Tensor, skeleton: Tensor, style: Style, rng: torch.Generator) -> T
         images[bent] = _bend(
             images[bent], angle[bent], shear[bent], aspect[bent], style.elastic[bent], rng
         )
-    return _normalise(images)
+    finished = _normalise(images)
+    return (finished * style.gain[:, None, None, None]).clamp(-1, 1)
 
 
 def _bend(

@@ -112,7 +112,7 @@ def finetune_lora(
         )
         optimizer.param_groups[0]["lr"] = lr
         drawn = torch.randint(len(images), (config.batch_size + POOL,), generator=rng)
-        batch, pool = images[drawn].split([config.batch_size, POOL])
+        batch, pool = torch.split(images[drawn], [config.batch_size, POOL])
         with (
             adapters(family.model, weights),
             torch.autocast(device, torch.bfloat16, enabled=config.bf16),
