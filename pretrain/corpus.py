@@ -30,12 +30,11 @@ from hyperdp.glyphs import CANVAS, render_glyph
 FONT_ROOT = Path("/usr/share/fonts/truetype")
 # Private test sets (DESIGN.md §8), ISO 15924 codes, and the sets reserved for acceptance.
 PRIVATE_SCRIPTS = frozenset({"Ethi", "Armn", "Khmr", "Beng"})
-RESERVED_SCRIPTS = frozenset(
-    {"Geor", "Geok", "Thai", "Gujr", "Hebr", "Taml"}
-)  # reserved: excluded here
+RESERVED_SCRIPTS = frozenset({"Geor", "Geok", "Thai", "Gujr", "Hebr", "Taml"})  # excluded here
 EXCLUDED_FILES = re.compile(
-    r"Ethiopic|Armenian|Khmer|Bengali|Georgian|Thai|Gujarati|Hebrew|Tamil"
-)  # reserved
+    r"Ethiopic|Armenian|Khmer|Bengali"  # private
+    r"|Georgian|Thai|Gujarati|Hebrew|Tamil"  # reserved: excluded from the corpus
+)
 GLYPHS_PER_SCRIPT = 96
 MAX_FACES = {"latin": 16, "other": 6}
 LATIN_FAMILIES = ("NotoSans", "NotoSansDisplay", "NotoSerif", "NotoSerifDisplay", "NotoSansMono")
@@ -75,7 +74,7 @@ class Corpus:
         return len(self.ink)
 
 
-_ARRAYS = (
+ARRAYS = (
     "ink",
     "skeleton",
     "script",
@@ -282,7 +281,7 @@ def render(progress: Progress | None = None, *, faces: list[_Face] | None = None
 def save(corpus: Corpus, folder: Path) -> None:
     """Writes the corpus as `.npy` files (memory-mapped on load) and `names.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _ARRAYS:
+    for name in ARRAYS:
         np.save(folder / f"{name}.npy", getattr(corpus, name), allow_pickle=False)
     (folder / "names.json").write_text(json.dumps(corpus.names, ensure_ascii=False))
 
@@ -295,7 +294,7 @@ def load(folder: Path) -> Corpus:
             mmap_mode="r" if name in {"ink", "skeleton"} else None,
             allow_pickle=False,
         )
-        for name in _ARRAYS
+        for name in ARRAYS
     }
     return Corpus(**arrays, names=json.loads((folder / "names.json").read_text()))
 
@@ -312,57 +311,3 @@ def open_corpus(progress: Progress | None = None) -> Corpus:
     if not (folder / "names.json").is_file():  # written last, so a killed rendering is made again
         save(render(progress), folder)
     return load(folder)
-
-
-SAMPLE = Path(__file__).parent / "sample"
-
-
-def open_sample() -> Corpus:
-    """The small corpus that ships for tests: Noto faces only (SIL OFL, licence beside it)."""
-    with np.load(SAMPLE / "glyphs.npz", allow_pickle=False) as file:
-        arrays: dict[str, Any] = {name: file[name] for name in _ARRAYS}
-    return Corpus(**arrays, names=json.loads((SAMPLE / "names.json").read_text()))
-
-
-def save_sample(
-    corpus: Corpus, folder: Path, *, per_script: int = 60, latin: int = 1500, seed: int = 0
-) -> Corpus:
-    """Cuts the sample out of the corpus and writes it: Noto glyphs only, both splits.
-
-    Args:
-        corpus: the whole corpus.
-        folder: `glyphs.npz` and `names.json` go here.
-        per_script: glyphs of each of 16 training scripts and of 3 held-out ones.
-        latin: Latin letters and digits.
-        seed: of the choice.
-    """
-    rng = np.random.default_rng(seed)
-    noto = np.array([n.startswith("Noto") for n in corpus.names["family"]])[corpus.family]
-    chosen = []
-    for split, count in ((0, 16), (1, 3)):
-        pool = noto & (corpus.split == split)
-        scripts = [
-            s
-            for s in range(len(corpus.names["script"]))
-            if (pool & (corpus.script == s)).sum() >= 40
-        ]
-        latn = corpus.names["script"].index("Latn")
-        for script in rng.permutation([s for s in scripts if s != latn])[:count]:
-            rows = np.nonzero(pool & (corpus.script == script))[0]
-            chosen.append(rng.choice(rows, min(per_script, len(rows)), replace=False))
-        if latn in scripts:
-            rows = np.nonzero(pool & (corpus.script == latn))[0]
-            chosen.append(rng.choice(rows, min(latin, len(rows)), replace=False))
-    rows = np.sort(np.concatenate(chosen))
-    tables: dict[str, list[str]] = {}
-    arrays: dict[str, npt.NDArray[Any]] = {
-        name: np.asarray(getattr(corpus, name)[rows]) for name in _ARRAYS
-    }
-    for kind in ("script", "family", "face", "char"):
-        used, arrays[kind] = np.unique(arrays[kind], return_inverse=True)
-        arrays[kind] = arrays[kind].astype(np.int32)
-        tables[kind] = [corpus.names[kind][int(i)] for i in used]
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / "glyphs.npz", **arrays)  # type: ignore[arg-type]
-    (folder / "names.json").write_text(json.dumps(tables, ensure_ascii=False))
-    return Corpus(**{name: arrays[name] for name in _ARRAYS}, names=tables)

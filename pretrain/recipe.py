@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from hyperdp.errors import UsageError
-from hyperdp.pretrain.corpus import Corpus, open_corpus, open_sample
+from hyperdp.pretrain.corpus import Corpus, open_corpus
+from hyperdp.pretrain.corpus_sample import open_sample
 
 RECIPES = Path(__file__).parent / "recipes"
 T = TypeVar("T")

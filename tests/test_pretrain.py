@@ -14,7 +14,8 @@ from hyperdp.bundle import load_bundle
 from hyperdp.errors import DataError, UsageError
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.base import BaseConfig, RowSampler, records, train_base
-from hyperdp.pretrain.corpus import PRIVATE_SCRIPTS, RESERVED_SCRIPTS, open_sample
+from hyperdp.pretrain.corpus import PRIVATE_SCRIPTS, RESERVED_SCRIPTS
+from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.hyper import HyperConfig, train_hyper
 from hyperdp.pretrain.loop import Loop, LoopConfig
 from hyperdp.pretrain.recipe import build, open_recipe_corpus, read_recipe
