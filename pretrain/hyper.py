@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hyperdp.bundle import Bundle, BundleConfig, save_bundle
 from hyperdp.encoder import Encoder, EncoderConfig, clip
-from hyperdp.family import FAMILIES
+from hyperdp.family import FAMILIES, UNetFlow
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import adapters, describe_sites
 from hyperdp.pretrain import corpus as corpus_module
@@ -48,6 +48,10 @@ class HyperConfig:
         foretell_steps: steps of foretelling alone, before the base model comes in.
         foretell_tasks, foretell_lr: G and learning rate of these.
         clip_norm: C.
+        base_weight: weight of the base model's own loss, without adapters; 0 freezes the base.
+            Above 0 the base learns to be adapted: its weights take part in the adapters' loss too.
+        base_records: records a step that the base's own loss is taken on.
+        base_lr: the base's learning rate over that of the rest.
     """
 
     name: str
@@ -67,6 +71,9 @@ class HyperConfig:
     foretell_tasks: int = 32
     foretell_lr: float = 2e-3
     clip_norm: float = 1.0
+    base_weight: float = 0.0
+    base_records: int = 16
+    base_lr: float = 0.3
     sampling_steps: int = 24
     encoder: dict[str, Any] = field(default_factory=dict)
     hypernetwork: dict[str, Any] = field(default_factory=dict)
@@ -168,7 +175,7 @@ def train_hyper(
     torch.manual_seed(config.loop.seed)
     base = FAMILIES["unet-flow"].load(Path(config.base))
     base.prepare_training()
-    base.model.requires_grad_(False)
+    base.model.requires_grad_(config.base_weight > 0)
     sites = base.sites()
     encoder_values: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in config.encoder.items()
@@ -191,8 +198,9 @@ def train_hyper(
     module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "foretell": foretell})
     conditioning = Conditioning(config, sampler, encoder, hyper, foretell)
     workers = config.loop.workers
-    # Hooks belong to a module: each worker needs a base model of its own.
-    bases = [base, *(copy.deepcopy(base) for _ in range(workers - 1))]
+    # Hooks belong to a module: each worker needs modules of its own, over the same weights.
+    bases = [base, *(_twin(base) for _ in range(workers - 1))]
+    marginal_rows = RowSampler(corpus, 0)
 
     def foretell_step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
         drawn = conditioning.draw(config.foretell_tasks // workers, rng, worker)
@@ -204,13 +212,21 @@ def train_hyper(
             queries = drawn.unseen[:, : config.queries]
             flow = own.adapter_loss(queries, drawn.others, rng).mean()
         loss = flow + config.foretell_weight * drawn.foretold
-        return loss, {"flow": float(flow.detach()), **drawn.figures}
+        figures = {"flow": float(flow.detach()), **drawn.figures}
+        if config.base_weight > 0:
+            rows = marginal_rows.draw(config.base_records // workers, rng)
+            plain = own.loss(records(corpus, rows, rng), rng).mean()
+            loss = loss + config.base_weight * plain
+            figures["base"] = float(plain.detach())
+        return loss, figures
 
     if config.foretell_steps:
         first = dataclasses.replace(
             config.loop, steps=config.foretell_steps, lr=config.foretell_lr, ema=0.99
         )
         Loop(first, module, foretell_step, folder / "foretell").run("foretelling")
+    if config.base_weight > 0:
+        module["base"] = base.model
     validation = Validation(
         corpus,
         base,
@@ -221,7 +237,7 @@ def train_hyper(
         clip_norm=config.clip_norm,
         lowest_noise=config.noise_low,
     )
-    loop = Loop(config.loop, module, step, folder, validation)
+    loop = Loop(config.loop, module, step, folder, validation, lr_scales={"base.": config.base_lr})
     loop.run("hypernetwork")
     module.eval()
     bundle_config = BundleConfig(
@@ -253,6 +269,12 @@ def train_hyper(
         base=base,
         training=training,
     )
+
+
+def _twin(family: UNetFlow) -> UNetFlow:
+    """The same base in modules of its own: weights are shared, hooks are not."""
+    weights = {id(p): p for p in family.model.parameters()}
+    return copy.deepcopy(family, dict(weights))
 
 
 def _commit() -> str:

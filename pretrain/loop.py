@@ -70,6 +70,7 @@ class Loop:
         step: (rng, worker) → scalar loss of the worker's share and a dict of figures to log.
         folder: checkpoint and `log.jsonl` go here.
         validate: called with the averaged weights in place; returns figures to log.
+        lr_scales: start of a parameter's name → factor on its learning rate.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Loop:
         step: Step,
         folder: Path,
         validate: Callable[[], dict[str, float]] | None = None,
+        lr_scales: dict[str, float] | None = None,
     ) -> None:
         self.config, self.module, self.step_fn, self.folder, self.validate = (
             config,
@@ -88,8 +90,12 @@ class Loop:
             validate,
         )
         self.params = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        groups: dict[float, list[Tensor]] = {}
+        for name, p in self.params.items():
+            scales = [f for start, f in (lr_scales or {}).items() if name.startswith(start)]
+            groups.setdefault(scales[0] if scales else 1.0, []).append(p)
         self.optimizer = torch.optim.AdamW(
-            self.params.values(),
+            [{"params": params, "scale": scale} for scale, params in groups.items()],
             lr=config.lr,
             betas=(0.9, config.beta2),
             weight_decay=config.weight_decay,
@@ -128,7 +134,7 @@ class Loop:
             while self.done < c.steps:
                 began = time.monotonic()
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.lr_at(self.done)
+                    group["lr"] = self.lr_at(self.done) * group["scale"]
                 self.optimizer.zero_grad(set_to_none=True)
                 figures = self._gradients(workers)
                 norm = nn.utils.clip_grad_norm_(list(self.params.values()), c.clip)

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from tests.worlds import tiny_family
 
 from hyperdp.bundle import load_bundle
 from hyperdp.errors import DataError, UsageError
+from hyperdp.family import UNetFlow
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.base import BaseConfig, RowSampler, records, train_base
 from hyperdp.pretrain.corpus import PRIVATE_SCRIPTS, RESERVED_SCRIPTS
 from hyperdp.pretrain.corpus_sample import open_sample
-from hyperdp.pretrain.hyper import HyperConfig, train_hyper
+from hyperdp.pretrain.hyper import HyperConfig, _twin, train_hyper
 from hyperdp.pretrain.loop import Loop, LoopConfig
 from hyperdp.pretrain.recipe import build, open_recipe_corpus, read_recipe
 from hyperdp.pretrain.style import Style, draw, draw_style, plain_style
@@ -177,6 +179,22 @@ def test_a_killed_run_resumed_equals_an_unbroken_one(tmp_path: Path):
     assert torch.equal(resumed.bias, unbroken.bias)
 
 
+def test_a_part_of_the_module_may_learn_slower(tmp_path: Path):
+    module = nn.ModuleDict({"fast": nn.Linear(2, 1), "base": nn.Linear(2, 1)})
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    config = LoopConfig(steps=1, lr=0.1, warmup=1)
+
+    def step(rng: torch.Generator, worker: int) -> tuple[torch.Tensor, dict[str, float]]:
+        x = torch.ones(1, 2)
+        return (module["fast"](x) + module["base"](x)).sum(), {}
+
+    loop = Loop(config, module, step, tmp_path, lr_scales={"base.": 0.25})
+    loop.run("scaled")
+    moved = {n: (loop.average[n] - before[n]).abs().max() for n in before}
+    for part in ("weight", "bias"):  # Adam's first step is the learning rate, whatever the gradient
+        torch.testing.assert_close(moved[f"base.{part}"], 0.25 * moved[f"fast.{part}"])
+
+
 def test_workers_add_up_to_one_step(tmp_path: Path):
     """Two workers with half a batch each leave the gradient of the whole batch."""
     module, data = nn.Linear(3, 1), torch.randn(8, 3)
@@ -252,5 +270,35 @@ def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
     log = (tmp_path / "hyper" / "log.jsonl").read_text()
     assert all(f"val_{name}" in log for name in ("base", "public_mean", "other_task", "hyper"))
     assert bundle.public_mean.norm() <= config.clip_norm
+    assert _same_weights(bundle.base, family, atol=2e-3)  # frozen; the bundle keeps half precision
+
+    joint = dataclasses.replace(
+        config,
+        loop=dataclasses.replace(short, workers=2, lr=0.02),
+        pool=10,
+        base_weight=0.5,
+        foretell_steps=2,
+    )
+    learned = train_hyper(joint, tmp_path / "joint", corpus)
+    assert not _same_weights(learned.base, family, atol=2e-3)
+    resumed = train_hyper(joint, tmp_path / "joint", corpus)
+    assert resumed.hash == learned.hash
     files = {str(p.relative_to(bundle.path)) for p in bundle.path.rglob("*") if p.is_file()}
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
+
+
+def _same_weights(one: UNetFlow, two: UNetFlow, atol: float) -> bool:
+    pairs = zip(one.model.parameters(), two.model.parameters(), strict=True)
+    return all(torch.allclose(p, q, atol=atol, rtol=1e-3) for p, q in pairs)
+
+
+def test_twins_share_weights_and_no_hooks():
+    family = tiny_family()
+    twin = _twin(family)
+    assert all(
+        p is q for p, q in zip(family.model.parameters(), twin.model.parameters(), strict=True)
+    )
+    site = family.sites()[0]
+    family.model.get_submodule(site).register_forward_hook(lambda module, args, out: out * 0)
+    x, s = torch.randn(2, 1, 28, 28), torch.full((2,), 500.0)
+    assert not torch.equal(family.model(x, s).sample, twin.model(x, s).sample)
