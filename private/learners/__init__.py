@@ -1,0 +1,1 @@
+"""Private learners of many noisy steps: DP-SGD and its relatives, on one engine and one ledger."""
