@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from tests.worlds import tiny_family
 
 from hyperdp.bundle import load_bundle
 from hyperdp.errors import DataError, UsageError
@@ -23,6 +22,7 @@ from hyperdp.pretrain.loop import Loop, LoopConfig
 from hyperdp.pretrain.recipe import build, open_recipe_corpus, read_recipe
 from hyperdp.pretrain.style import Style, draw, draw_style, plain_style
 from hyperdp.pretrain.tasks import TaskMix, TaskPool, TaskSampler
+from tests.worlds import tiny_family
 
 
 @pytest.fixture(scope="module")
