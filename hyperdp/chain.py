@@ -1,4 +1,4 @@
-"""An append-only log in one SQLite file, which notices what was changed or cut off.
+"""A chain of sealed entries in SQLite, which notices what was changed or cut off.
 
 Each entry is sealed (HMAC under the operator's key) together with the seal before it. The last seal
 and the SHA-256 of the file stand in the operator's config folder, the *anchor*, which is written
@@ -6,21 +6,14 @@ before `append` returns. So without the config folder nobody can alter, reorder,
 entry, put back an older copy of the file, or change any byte of it, unnoticed; a log with entries
 and no anchor is refused, and so is a new file for a dataset that an older one knows. Restoring file
 and config folder together cannot be noticed.
-
-All access is serialised by an advisory lock on the file, which the kernel drops with the process.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import re
 import secrets
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import FileIO
@@ -30,19 +23,13 @@ from typing import Any
 from hyperdp import keys
 from hyperdp.errors import BudgetRefusedError, UsageError, VerificationError
 
-_SCHEMA = """
-CREATE TABLE meta (id TEXT NOT NULL, seal TEXT NOT NULL) STRICT;
-CREATE TABLE entries (seq INTEGER PRIMARY KEY, text TEXT NOT NULL, seal TEXT NOT NULL) STRICT;
-CREATE TRIGGER entries_stay BEFORE DELETE ON entries
-BEGIN SELECT RAISE(ABORT, 'entries are never deleted'); END;
-CREATE TRIGGER entries_hold BEFORE UPDATE ON entries
-BEGIN SELECT RAISE(ABORT, 'entries are never changed'); END;
-"""
-# SQLite's write-ahead log needs memory that all its processes share: one kernel, one host.
-_NETWORK_FILESYSTEMS = (
-    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "beegfs"),
-    *("glusterfs", "fuse.glusterfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.juicefs"),
-    *("fuse.davfs", "fuse.ceph", "9p", "virtiofs", "vboxsf", "ocfs2", "gfs2", "orangefs"),
+_SCHEMA = (
+    "CREATE TABLE meta (id TEXT NOT NULL, seal TEXT NOT NULL) STRICT",
+    "CREATE TABLE entries (seq INTEGER PRIMARY KEY, text TEXT NOT NULL, seal TEXT NOT NULL) STRICT",
+    """CREATE TRIGGER entries_stay BEFORE DELETE ON entries
+BEGIN SELECT RAISE(ABORT, 'entries are never deleted'); END""",
+    """CREATE TRIGGER entries_hold BEFORE UPDATE ON entries
+BEGIN SELECT RAISE(ABORT, 'entries are never changed'); END""",
 )
 
 
@@ -76,6 +63,11 @@ class Entry:
 class OpenChain:
     """The log while this process holds its lock.
 
+    Args:
+        path: the log's file, for errors.
+        connection: to that file, or to a copy of it that is only read.
+        lock: the file itself, open and locked.
+
     Attributes:
         id: random name of the log.
         entries: all of them, checked.
@@ -83,8 +75,12 @@ class OpenChain:
 
     def __init__(self, path: Path, connection: sqlite3.Connection, lock: FileIO) -> None:
         self._path, self._connection, self._lock = path, connection, lock
+        # Of a table or trigger more, none can be told to be harmless.
+        found = connection.execute("SELECT sql FROM sqlite_master ORDER BY rowid").fetchall()
+        if [sql for (sql,) in found] != list(_SCHEMA):
+            raise damaged(path, "other tables or triggers than a ledger's")
         rows = connection.execute("SELECT id, seal FROM meta").fetchall()
-        if len(rows) != 1 or keys.seal(b"hyperdp ledger\0" + rows[0][0].encode()) != rows[0][1]:
+        if len(rows) != 1 or keys.seal(_name_text(rows[0][0])) != rows[0][1]:
             raise VerificationError(
                 expected=f"the ledger {path} to be sealed with the key in {keys.config_dir()}",
                 found="another key's seal, or a damaged ledger",
@@ -109,11 +105,18 @@ class OpenChain:
 
     def _checked(self, seq: int, text: str, seal: str) -> Entry:
         if seq != len(self.entries) + 1 or self._seal(text.encode()) != seal:
-            raise _damaged(self._path, f"entry {len(self.entries) + 1} does not match its seal")
+            raise damaged(self._path, f"entry {len(self.entries) + 1} does not match its seal")
         return Entry(**json.loads(text), seal=seal)
 
     def check_anchor(self, digest: str) -> None:
-        """Refuse a log that is older than its anchor, or whose file's bytes are others."""
+        """Refuse a log that is older than its anchor, or whose file's bytes are others.
+
+        Args:
+            digest: SHA-256 of the file before SQLite could touch it.
+
+        Raises:
+            VerificationError: it is, or entries have no anchor.
+        """
         if not self._anchor.exists():
             if self.entries:
                 raise VerificationError(
@@ -122,15 +125,15 @@ class OpenChain:
                     todo="Restore the config folder from a backup taken since the ledger's last "
                     "entry; nothing was released.",
                 )
-            self.write_anchor()  # a crash while the log was made
-            return
+            return  # a crash while the log was made
         anchor = json.loads(self._anchor.read_bytes())
         seals = [self._genesis, *(entry.seal for entry in self.entries)]
         if anchor["seq"] >= len(seals) or seals[anchor["seq"]] != anchor["seal"]:
-            raise _damaged(self._path, f"fewer than the {anchor['seq']} entries that were written")
-        # Ahead of the anchor is a crash between the two writes: the entry counts.
-        if anchor["seq"] == len(self.entries) and anchor["sha256"] not in {digest, ""}:
-            raise _damaged(self._path, "bytes that were changed outside hyperdp")
+            raise damaged(self._path, f"fewer than the {anchor['seq']} entries that were written")
+        # Ahead of the anchor is a crash between the two writes: the entry counts. Otherwise what
+        # SQLite reads must be the file, and nothing that lies in a log or journal beside it.
+        if anchor["seq"] == len(self.entries) and {digest, self._image()} != {anchor["sha256"]}:
+            raise damaged(self._path, "bytes that were changed outside hyperdp")
 
     def claim(self, dataset: str) -> None:
         """Make this log the dataset's one and only, durably.
@@ -200,101 +203,47 @@ class OpenChain:
         return entry
 
     def write_anchor(self) -> None:
-        """Move the write-ahead log into the file, then note the file's state as the anchor."""
-        busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        state = {
-            "seq": len(self.entries),
-            "seal": self._head,
-            "sha256": "" if busy else _digest(self._lock),
-        }
-        keys.write_durably(self._anchor, keys.canonical_json(state))
-
-
-class SealedLog:
-    """The log in a file; each use of it locks, checks and closes it.
-
-    Attributes:
-        path: the SQLite file, on a disk of this host; made on first use.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().resolve()
-
-    @contextmanager
-    def open(self, *, make: bool = True) -> Iterator[OpenChain]:
-        """Lock the log, check all of it, and lend it.
-
-        Args:
-            make: make a new log where there is none; otherwise nothing is written there.
+        """Move the write-ahead log into the file, then note the file's state as the anchor.
 
         Raises:
-            VerificationError: it was changed, cut short, or belongs to another key.
-            UsageError: it cannot be opened or written.
+            UsageError: another program reads the file and keeps the log from being moved.
+            VerificationError: the file holds other bytes than SQLite wrote.
         """
-        try:
-            path = self.path
-            _refuse_network(path.parent)
-            # Closing a handle of the file drops SQLite's own locks: this one outlives them.
-            with path.open("a+b" if make else "rb", buffering=0) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                digest = _digest(lock)  # before SQLite can touch the file
-                with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as connection:
-                    connection.execute("PRAGMA synchronous=FULL")
-                    fresh = not connection.execute("SELECT 1 FROM sqlite_master").fetchall()
-                    if fresh and not make:
-                        raise _damaged(path, "no ledger")
-                    if fresh:
-                        _create(connection)
-                        keys.sync_folder(path.parent)
-                    chain = OpenChain(path, connection, lock)
-                    chain.write_anchor() if fresh else chain.check_anchor(digest)
-                    connection.execute("BEGIN IMMEDIATE")
-                    yield chain
-                    connection.execute("ROLLBACK")
-        except (sqlite3.OperationalError, OSError) as error:
+        busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
             raise UsageError(
-                expected=f"a ledger that can be read and written at {path}",
-                found=str(error),
-                todo="Check that folder, disk space and permissions; nothing was released.",
-            ) from error
-        except (sqlite3.DatabaseError, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise _damaged(path, "content that is not a ledger's") from error
+                expected=f"the ledger {self._path} for hyperdp alone",
+                found="another program that has it open",
+                todo="Close that program; what was reserved stays spent, nothing was released.",
+            )
+        digest = digest_of(self._lock)
+        if digest != self._image():
+            raise damaged(self._path, "bytes that were changed outside hyperdp")
+        state = {"seq": len(self.entries), "seal": self._head, "sha256": digest}
+        keys.write_durably(self._anchor, keys.canonical_json(state))
 
-    def history(self, dataset: str | None = None, *, make: bool = True) -> list[Entry]:
-        """All entries, or those of one dataset (its name or absolute path), oldest first.
-
-        Args:
-            dataset: whose entries, or None for all.
-            make: make a new log where there is none; otherwise nothing is written there.
-        """
-        with self.open(make=make) as chain:
-            name = None if dataset is None else keys.dataset_fingerprint(dataset)
-            return [e for e in chain.entries if name in {None, e.dataset}]
-
-    def export(self) -> bytes:
-        """The whole log as signed canonical JSON, for a third party to check against."""
-        with self.open() as chain:
-            entries = [dict(vars(entry)) for entry in chain.entries]
-            body = {"format": "hyperdp-ledger/1", "ledger_id": chain.id, "entries": entries}
-        public_key, signature = keys.sign(keys.canonical_json(body))
-        return keys.canonical_json({**body, "public_key": public_key, "signature": signature})
+    def _image(self) -> str:
+        """SHA-256 of the database as SQLite reads it, write-ahead log and all."""
+        return hashlib.sha256(self._connection.serialize()).hexdigest()
 
 
-def _create(connection: sqlite3.Connection) -> None:
+def create(connection: sqlite3.Connection) -> None:
+    """Make an empty log in an empty database."""
     connection.execute("PRAGMA journal_mode=WAL")
     name = secrets.token_hex(16)
-    connection.executescript("BEGIN;" + _SCHEMA)
-    mark = keys.seal(b"hyperdp ledger\0" + name.encode())
-    connection.execute("INSERT INTO meta VALUES (?, ?)", (name, mark))
+    connection.executescript("BEGIN;" + ";".join(_SCHEMA) + ";")
+    connection.execute("INSERT INTO meta VALUES (?, ?)", (name, keys.seal(_name_text(name))))
     connection.execute("COMMIT")
 
 
-def _digest(lock: FileIO) -> str:
-    lock.seek(0)
-    return hashlib.sha256(lock.read()).hexdigest()
+def digest_of(file: FileIO) -> str:
+    """SHA-256 of an open file, hex."""
+    file.seek(0)
+    return hashlib.sha256(file.read()).hexdigest()
 
 
-def _damaged(path: Path, found: str) -> VerificationError:
+def damaged(path: Path, found: str) -> VerificationError:
+    """The error of a ledger that is not as it was left."""
     return VerificationError(
         expected=f"the ledger {path} as hyperdp last left it",
         found=found,
@@ -302,23 +251,5 @@ def _damaged(path: Path, found: str) -> VerificationError:
     )
 
 
-def _filesystem(folder: Path) -> str:
-    """The type of the filesystem that holds a folder, as the kernel names it; "" if unknown."""
-    mounts = Path("/proc/mounts")
-    best, kind = -1, ""
-    for line in mounts.read_bytes().splitlines() if mounts.exists() else []:
-        _, escaped, this, *_ = line.split(b" ")
-        octal = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), escaped)
-        point = os.fsdecode(octal)
-        if folder.is_relative_to(point) and len(point) >= best:
-            best, kind = len(point), this.decode("ascii", "replace")
-    return kind
-
-
-def _refuse_network(folder: Path) -> None:
-    if (kind := _filesystem(folder.resolve())) in _NETWORK_FILESYSTEMS:
-        raise UsageError(
-            expected="a ledger on a disk of this host, where its locks hold",
-            found=f"{folder} on a network filesystem ({kind})",
-            todo="Keep the ledger on one host and make all releases of a dataset there.",
-        )
+def _name_text(name: str) -> bytes:
+    return b"hyperdp ledger\0" + name.encode()

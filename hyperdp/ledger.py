@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from hyperdp import accounting, keys
 from hyperdp.accounting import Account
 from hyperdp.budget import PrivacyBudget
-from hyperdp.chain import Entry, OpenChain, SealedLog
+from hyperdp.chain import Entry, OpenChain
 from hyperdp.errors import BudgetRefusedError, BundleError
+from hyperdp.sealed_log import SealedLog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +72,8 @@ class Ledger(SealedLog):
         Raises:
             UsageError: something was spent under another adjacency or unit.
         """
+        name = keys.dataset_fingerprint(dataset)
         with self.open() as chain:
-            name = keys.dataset_fingerprint(dataset)
             account = _account(chain, name)
             if account is not None and account.events:
                 account.check_kind(cap)
@@ -80,7 +81,7 @@ class Ledger(SealedLog):
 
     def account(self, dataset: str) -> Account | None:
         """What is known of a dataset, or None where the ledger has no entry of it."""
-        with self.open() as chain:
+        with self.look() as chain:
             return _account(chain, keys.dataset_fingerprint(dataset))
 
     def reserve(

@@ -179,7 +179,7 @@ def ledger_entries(path: Path, *, public_key: str) -> list[dict[str, Any]]:
     except OSError as error:
         raise failed("a ledger or its export", f"{path} ({error.strerror})") from error
     if data.startswith(b"SQLite format 3\0"):
-        return [dict(vars(entry)) for entry in Ledger(path).history(make=False)]
+        return [dict(vars(entry)) for entry in Ledger(path).history()]
     try:
         export = json.loads(data)
         entries: list[dict[str, Any]] = export["entries"]

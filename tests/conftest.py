@@ -4,6 +4,8 @@ import os
 
 from hypothesis import settings
 
+from tests.ledgers import ledger as ledger
+
 # Set before any test imports what reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")

@@ -106,3 +106,24 @@ def test_a_spent_budget_ends_with_three(made):
             dataset="digits",
         )
     assert refused.value.exit_code == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"notes\n" * 900, b"SQLite format 3\0", None])
+@pytest.mark.parametrize(
+    "words", [["show", "digits"], ["history"], ["history", "digits"], ["export", "-o", "x.json"]]
+)
+def test_looking_at_what_is_no_ledger_ends_with_two_and_changes_nothing(
+    tmp_path, monkeypatch, capsys, content, words
+):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "ledger.db"
+    if content is not None:
+        path.write_bytes(content)
+    assert run(["ledger", *words, "--ledger", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert "expected" in captured.err
+    assert captured.out == ""
+    assert (path.read_bytes() if path.exists() else None) == content
+    assert [p.name for p in tmp_path.iterdir() if p.name != "config"] == [
+        "ledger.db"
+    ] * path.exists()

@@ -15,7 +15,7 @@ import pytest
 
 from hyperdp import keys
 from hyperdp.budget import PrivacyBudget
-from hyperdp.errors import BudgetRefusedError, HyperdpError
+from hyperdp.errors import BudgetRefusedError, HyperdpError, UsageError, VerificationError
 from hyperdp.ledger import Ledger
 from hyperdp.mechanism import MechanismSpec
 from hyperdp.private.embed import aggregate, check_independence
@@ -81,9 +81,25 @@ def needles() -> list[bytes]:
     return spelt
 
 
+def ledger_was_made(ledger: Ledger) -> bool:
+    """Or else it was killed before there was any ledger, or in the middle of making it."""
+    try:
+        ledger.history()
+    except UsageError:
+        assert not ledger.path.exists()
+        return False
+    except VerificationError as error:
+        assert "no ledger" in str(error)
+        return False
+    return True
+
+
 def check_world(folder: Path, dataset: str, out: str, secrets: list[bytes]) -> bool:
     """What must hold whenever the power may have gone; returns whether a budget was spent."""
     ledger = Ledger(folder / "ledger.db")
+    if not ledger_was_made(ledger):
+        assert not (folder / out).exists()
+        return False
     mine = ledger.history(dataset)
     reserved = [e.seal for e in mine if e.kind == "reserve"]
     assert len(reserved) <= 1, "a budget was spent twice"

@@ -42,7 +42,7 @@ def make(tmp_path, ledger):
 
 
 def kinds(ledger):
-    return [entry.kind for entry in ledger.history()]
+    return [entry.kind for entry in ledger.history()] if ledger.path.exists() else []
 
 
 def left_over(tmp_path):
