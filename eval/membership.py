@@ -18,7 +18,7 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.lora import adapters
 from hyperdp.mechanism import MechanismSpec, add_noise
-from hyperdp.private.embed import aggregate
+from hyperdp.private.aggregate import aggregate
 from hyperdp.private.emit import adapter_weights
 from hyperdp.private.records import Record
 from hyperdp.private.released import mean_and_noise

@@ -13,7 +13,8 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.certificate import CERTIFICATE_FILE, RELEASE_FILE, Certificate
 from hyperdp.ledger import Ledger
 from hyperdp.mechanism import MechanismSpec, add_noise
-from hyperdp.private.embed import aggregate, check_classes, check_independence, weights_hash
+from hyperdp.private.aggregate import aggregate, check_classes
+from hyperdp.private.embed import check_independence, weights_hash
 from hyperdp.private.records import Record
 from hyperdp.private.release_bundle import ReleaseBundle
 from hyperdp.private.released import Release, SignalWarning, new_folder

@@ -13,7 +13,7 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.eval.audit import audit, bound_epsilon, neighbours, noisy_query
 from hyperdp.eval.membership import attack_adapters
 from hyperdp.mechanism import STEPS_PER_UNIT, ClippedSum, MechanismSpec
-from hyperdp.private.embed import aggregate
+from hyperdp.private.aggregate import aggregate
 from hyperdp.private.records import Record
 from tests.private_world import DIM, SHAPE, TinyBundle, TinyConfig, records
 from tests.worlds import tiny_bundle

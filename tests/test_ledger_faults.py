@@ -18,7 +18,8 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.errors import BudgetRefusedError, HyperdpError, UsageError, VerificationError
 from hyperdp.ledger import Ledger
 from hyperdp.mechanism import MechanismSpec
-from hyperdp.private.embed import aggregate, check_independence
+from hyperdp.private.aggregate import aggregate
+from hyperdp.private.embed import check_independence
 from hyperdp.private.release import Release, release
 from hyperdp.verification import verify
 from tests.private_world import TinyBundle, own_keys, records  # noqa: F401

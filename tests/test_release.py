@@ -17,7 +17,8 @@ from hyperdp.errors import (
     VerificationError,
 )
 from hyperdp.ledger import Ledger
-from hyperdp.private import embed, released
+from hyperdp.private import released
+from hyperdp.private.aggregate import aggregate
 from hyperdp.private.release import Release, SignalWarning, release
 from hyperdp.verification import verify
 from tests.private_world import DIM, TinyBundle, TinyConfig, own_keys, records  # noqa: F401
@@ -71,7 +72,7 @@ def test_mean_count_and_noise_std_have_their_shapes_and_values(make):
     assert (count.shape, count.dtype) == ((3,), np.float64)
     np.testing.assert_allclose(count, 100, atol=2)
     spec = made.certificate.spec
-    exact = embed.aggregate(
+    exact = aggregate(
         records(300, classes=3),
         bundle=TinyBundle(),
         spec=spec,
@@ -330,7 +331,7 @@ def test_nothing_un_noised_is_on_disk_or_on_the_terminal(make, tmp_path, capfd):
     """The exact sums, in any spelling a file could hold them in, are nowhere."""
     data = records(150, classes=2)
     made = make(data, ONE, classes=["0", "1"], progress=True)
-    exact = embed.aggregate(
+    exact = aggregate(
         data, bundle=TinyBundle(), spec=made.certificate.spec, unit="record", classes=["0", "1"]
     )
     needles = []
