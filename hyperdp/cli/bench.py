@@ -10,9 +10,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from hyperdp.cli._theory import bench_theory
+
 
 def bench_command(
-    recipe: Annotated[str, typer.Argument(help="A recipe: a TOML file, or a shipped name.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe: a TOML file, a shipped name, or theory.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSONL; eval/results/BENCH.jsonl by default.")
     ] = None,
@@ -30,6 +34,9 @@ def bench_command(
 
     Example: hyperdp bench glyphs-gain
     """
+    if recipe == "theory":
+        bench_theory(out, into)
+        return
     from hyperdp.eval.bench import run_bench
     from hyperdp.eval.bench_recipe import Cell, read_bench_recipe
     from hyperdp.eval.results import RESULTS, render_into, to_markdown
