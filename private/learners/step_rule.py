@@ -35,9 +35,12 @@ class StepRule(Protocol):
 
     Attributes:
         name: what the certificate calls the mechanism, such as "dpsgd".
+        needs_a: whether gradients by lora_A are wanted; without them gA is [B, 0], and a step is
+            cheaper.
     """
 
     name: str
+    needs_a: bool = True
 
     def start(self, weights: Weights) -> Weights:
         """The adapter that the run begins with, made of the one that is given.

@@ -1,0 +1,79 @@
+"""The least noise multiplier that keeps a run of Poisson-sampled Gaussian steps within a budget."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from dp_accounting import dp_event
+
+from hyperdp.accounting import Event, pld_epsilon
+from hyperdp.budget import PrivacyBudget
+from hyperdp.errors import UsageError
+
+MAX_NOISE_MULTIPLIER = 1000.0
+_TOLERANCE = 1e-4  # relative, of the noise multiplier; the side with more noise is taken
+
+
+def training_event(noise_multiplier: float, probability: float, steps: int) -> Event:
+    """`steps` Gaussian steps, each on a Poisson sample.
+
+    Args:
+        noise_multiplier: σ, noise std over the clip norm (the sensitivity under add-remove).
+        probability: q.
+        steps: T.
+    """
+    gaussian = dp_event.GaussianDpEvent(noise_multiplier)
+    return dp_event.SelfComposedDpEvent(
+        dp_event.PoissonSampledDpEvent(probability, gaussian), steps
+    )
+
+
+@lru_cache(maxsize=256)
+def calibrate(budget: PrivacyBudget, *, probability: float, steps: int) -> float:
+    """Smallest σ at which the run is (ε, δ)-differentially private.
+
+    By bisection on the privacy loss distribution of `dp_accounting`, whose ε is an upper bound.
+
+    Args:
+        budget: under add-remove adjacency.
+        probability: q, with which a unit is in a batch.
+        steps: T.
+
+    Returns:
+        σ, noise std over the clip norm.
+
+    Raises:
+        UsageError: another adjacency, or no σ up to 1000 reaches ε in that many steps.
+    """
+    if budget.adjacency != "add-remove":
+        raise UsageError(
+            expected="add-remove adjacency, under which Poisson sampling is accounted for",
+            found=f"adjacency={budget.adjacency!r}",
+            todo="Use add-remove, or make one release (`hyperdp release`) under replace-one.",
+        )
+    interval = min(1e-3, max(1e-4, 5e-4 * budget.epsilon))  # wider is faster, and never below ε
+
+    def reaches(sigma: float) -> bool:
+        event = training_event(sigma, probability, steps)
+        return pld_epsilon([event], budget.delta, interval=interval) <= budget.epsilon
+
+    low, high = 0.0, 1.0
+    while not reaches(high):
+        low, high = high, 2 * high
+        if low >= MAX_NOISE_MULTIPLIER:
+            raise UsageError(
+                expected=f"epsilon={budget.epsilon:g} at delta={budget.delta:g} to be reached by a "
+                f"noise multiplier of at most {MAX_NOISE_MULTIPLIER:g}",
+                found=f"more than that for {steps} steps with a sampling probability of "
+                f"{probability:.4g}",
+                todo="Take fewer steps or smaller batches, or spend the budget on one release "
+                "(`hyperdp release`).",
+            )
+    if low == 0.0:
+        low = high / 2
+        while reaches(low):
+            low, high = low / 2, low
+    while high - low > _TOLERANCE * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+    return high
