@@ -198,9 +198,8 @@ def test_they_equal_opacus_hooks_on_peft_s_own_lora():
         base, weights, lambda: functional.cross_entropy(base(x), y, reduction="none"), examples=B
     )
 
-    attached = get_peft_model(
-        Convolutional(), LoraConfig(r=2, lora_alpha=2, target_modules=names)
-    ).eval()
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=names)
+    attached = get_peft_model(Convolutional(), config).train()  # the hooks sleep in eval mode
     parameters = dict(attached.named_parameters())
     for name, (a, b) in weights.items():
         for factor, value in (("A", a[0]), ("B", b[0])):
