@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,25 +18,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from fontTools.ttLib import TTFont
-from fontTools.unicodedata import script as script_of
 from skimage.morphology import skeletonize
 
-from hyperdp.errors import DataError
 from hyperdp.glyphs import CANVAS, render_glyph
+from hyperdp.pretrain.faces import Face, characters_of, open_faces
 
-FONT_ROOT = Path("/usr/share/fonts/truetype")
-# Private test sets (DESIGN.md §8), ISO 15924 codes, and the sets reserved for acceptance.
-PRIVATE_SCRIPTS = frozenset({"Ethi", "Armn", "Khmr", "Beng"})
-RESERVED_SCRIPTS = frozenset({"Geor", "Geok", "Thai", "Gujr", "Hebr", "Taml"})  # excluded here
-EXCLUDED_FILES = re.compile(
-    r"Ethiopic|Armenian|Khmer|Bengali"  # private
-    r"|Georgian|Thai|Gujarati|Hebrew|Tamil"  # reserved: excluded from the corpus
-)
-GLYPHS_PER_SCRIPT = 96
-MAX_FACES = {"latin": 16, "other": 6}
-LATIN_FAMILIES = ("NotoSans", "NotoSansDisplay", "NotoSerif", "NotoSerifDisplay", "NotoSansMono")
-ALPHANUMERIC = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 CACHE_VERSION = 3
 
 Progress = Callable[[int, int], None]
@@ -87,123 +71,13 @@ ARRAYS = (
     "condensed",
     "split",
 )
-_WEIGHTS = {
-    "Thin": 100,
-    "ExtraLight": 200,
-    "Light": 300,
-    "Regular": 400,
-    "Medium": 500,
-    "SemiBold": 600,
-    "Bold": 700,
-    "ExtraBold": 800,
-    "Black": 900,
-}
-
-
-@dataclass(frozen=True)
-class _Face:
-    path: str
-    family: str
-    source: str
-    weight: int
-    slant: bool
-    serif: bool
-    condensed: bool
-
-
-def _noto_face(path: Path) -> _Face:
-    family, _, style = path.stem.partition("-")
-    weight = next(
-        (w for name, w in sorted(_WEIGHTS.items(), key=lambda i: -len(i[0])) if name in style), 400
-    )
-    return _Face(
-        str(path),
-        family,
-        "noto",
-        weight,
-        "Italic" in style or "Slanted" in family,
-        "Serif" in family,
-        "Condensed" in style,
-    )
-
-
-def _aenigma_face(path: Path) -> _Face:
-    # One designer draws outline, bold and italic variants under one stem: keep them together.
-    stem = re.sub(
-        r"(bold|ital|italic|outline|hollow|shadow|obl|solid|wide|[0-9]+|[ibosf]{1,2})$",
-        "",
-        path.stem.lower(),
-    )
-    name = path.stem.lower()
-    return _Face(
-        str(path),
-        f"aenigma-{(stem or name)[:5]}",
-        "aenigma",
-        700 if "b" in name[-2:] else 400,
-        "i" in name[-2:],
-        False,
-        False,
-    )
-
-
-def _faces() -> list[_Face]:
-    noto, aenigma = FONT_ROOT / "noto", FONT_ROOT / "aenigma"
-    if not noto.is_dir() or not aenigma.is_dir():
-        raise DataError(
-            expected=f"the Noto and aenigma fonts under {FONT_ROOT}",
-            found="no noto or no aenigma folder there",
-            todo="Install them: `make fonts` (fonts-noto-core, fonts-noto-extra, fonts-aenigma).",
-        )
-    by_family: dict[str, list[_Face]] = defaultdict(list)
-    for path in sorted(noto.glob("*.ttf")):
-        if not EXCLUDED_FILES.search(path.stem):
-            face = _noto_face(path)
-            by_family[face.family].append(face)
-    chosen: list[_Face] = []
-    for family, faces in by_family.items():
-        limit = MAX_FACES["latin" if family in LATIN_FAMILIES else "other"]
-        keep = np.unique(np.linspace(0, len(faces) - 1, min(limit, len(faces))).round().astype(int))
-        chosen += [faces[i] for i in keep]
-    return chosen + [_aenigma_face(p) for p in sorted(aenigma.glob("*.ttf"))]
-
-
-def _characters(face: _Face) -> list[tuple[str, str]]:
-    """The (character, script) pairs of one face that enter the corpus."""
-    with TTFont(face.path, lazy=True) as font:
-        covered = sorted(font.getBestCmap() or {})
-    if face.source == "aenigma":
-        return [(c, "Latn") for c in ALPHANUMERIC if ord(c) in covered]
-    by_script: dict[str, list[str]] = defaultdict(list)
-    for code in covered:
-        char = chr(code)
-        name = script_of(char)
-        if (
-            code < 0x80
-            or name in PRIVATE_SCRIPTS | RESERVED_SCRIPTS | {"Zinh", "Zzzz"}
-            or 0xE000 <= code < 0xF900
-        ):
-            continue
-        by_script[name].append(char)
-    latin = face.family in LATIN_FAMILIES
-    pairs = [(c, "Latn") for c in ALPHANUMERIC if latin and ord(c) in covered]
-    for name, chars in by_script.items():
-        wanted = {"Grek", "Cyrl"} if latin else set(by_script) - {"Latn"}
-        if name not in wanted or (
-            name == "Zyyy" and not re.search("Symbols|Math|Music", face.family)
-        ):
-            continue
-        keep = np.unique(
-            np.linspace(0, len(chars) - 1, min(GLYPHS_PER_SCRIPT, len(chars))).round().astype(int)
-        )
-        pairs += [(chars[i], name) for i in keep]
-    return pairs
 
 
 def _render_face(
-    face: _Face,
+    face: Face,
 ) -> list[tuple[str, str, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
     rows = []
-    for char, script in _characters(face):
+    for char, script in characters_of(face):
         ink = render_glyph(face.path, char)
         if ink is not None:
             skeleton = skeletonize(ink > 127).astype(np.uint8) * 255
@@ -221,7 +95,7 @@ def _index(values: list[str]) -> tuple[npt.NDArray[np.int32], list[str]]:
     return np.array([position[v] for v in values], dtype=np.int32), table
 
 
-def render(progress: Progress | None = None, *, faces: list[_Face] | None = None) -> Corpus:
+def render(progress: Progress | None = None, *, faces: list[Face] | None = None) -> Corpus:
     """Renders the whole corpus on all cores.
 
     Args:
@@ -234,8 +108,8 @@ def render(progress: Progress | None = None, *, faces: list[_Face] | None = None
     Raises:
         DataError: the fonts are not installed.
     """
-    faces = _faces() if faces is None else faces
-    rows: list[tuple[_Face, str, str]] = []
+    faces = open_faces() if faces is None else faces
+    rows: list[tuple[Face, str, str]] = []
     inks, skeletons = [], []
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         for done, (face, result) in enumerate(

@@ -14,9 +14,10 @@ from hyperdp.bundle import load_bundle
 from hyperdp.errors import DataError, UsageError
 from hyperdp.family import UNetFlow
 from hyperdp.pretrain import corpus as corpus_module
+from hyperdp.pretrain import faces
 from hyperdp.pretrain.base import BaseConfig, RowSampler, records, train_base
-from hyperdp.pretrain.corpus import PRIVATE_SCRIPTS, RESERVED_SCRIPTS
 from hyperdp.pretrain.corpus_sample import open_sample
+from hyperdp.pretrain.faces import PRIVATE_SCRIPTS, RESERVED_SCRIPTS
 from hyperdp.pretrain.hyper import HyperConfig, _twin, train_hyper
 from hyperdp.pretrain.loop import Loop, LoopConfig
 from hyperdp.pretrain.recipe import build, open_recipe_corpus, read_recipe
@@ -39,7 +40,7 @@ def test_the_sample_holds_no_private_and_no_reserved_script(corpus):
 
 
 def test_excluded_files_cover_every_private_and_reserved_font():
-    root = corpus_module.FONT_ROOT / "noto"
+    root = faces.FONT_ROOT / "noto"
     if not root.is_dir():
         pytest.skip("the fonts are not installed (make fonts)")
     from fontTools.ttLib import TTFont
@@ -50,11 +51,11 @@ def test_excluded_files_cover_every_private_and_reserved_font():
             scripts = [script(chr(c)) for c in font.getBestCmap() or {}]
         banned = sum(s in PRIVATE_SCRIPTS | RESERVED_SCRIPTS for s in scripts)
         if banned > len(scripts) / 3:
-            assert corpus_module.EXCLUDED_FILES.search(path.stem), path.stem
+            assert faces.EXCLUDED_FILES.search(path.stem), path.stem
 
 
 def test_missing_fonts_say_how_to_get_them(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(corpus_module, "FONT_ROOT", tmp_path)
+    monkeypatch.setattr(faces, "FONT_ROOT", tmp_path)
     with pytest.raises(DataError, match="make fonts"):
         corpus_module.render()
 
