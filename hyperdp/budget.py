@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -25,8 +24,8 @@ class PrivacyBudget:
     """An (ε, δ) promise together with the adjacency and the unit it is about.
 
     Attributes:
-        epsilon: ε > 0, finite.
-        delta: 0 < δ < 1; the whole δ of the release, the cost of the integer lattice included.
+        epsilon: 1e-6 <= ε < 1e4; beyond, float64 finds noise multipliers that are too small.
+        delta: 1e-20 <= δ < 1, likewise; the whole δ, the cost of the integer lattice included.
         adjacency: "add-remove" or "replace-one".
         unit: "record" or "user".
 
@@ -40,8 +39,8 @@ class PrivacyBudget:
     unit: Unit = "record"
 
     def __post_init__(self) -> None:
-        for name, bound in (("epsilon", math.inf), ("delta", 1.0)):
-            object.__setattr__(self, name, _number(name, getattr(self, name), below=bound))
+        for name, low, high in (("epsilon", 1e-6, 1e4), ("delta", 1e-20, 1.0)):
+            object.__setattr__(self, name, _number(name, getattr(self, name), low, high))
         for name, value, legal in (
             ("adjacency", self.adjacency, get_args(Adjacency)),
             ("unit", self.unit, get_args(Unit)),
@@ -54,11 +53,11 @@ class PrivacyBudget:
                 )
 
 
-def _number(name: str, value: object, *, below: float) -> float:
+def _number(name: str, value: object, low: float, high: float) -> float:
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (real and 0 < value < below):  # type: ignore[operator]
+    if not (real and low <= value < high):  # type: ignore[operator]
         raise UsageError(
-            expected=f"0 < {name} < {below:g}",
+            expected=f"{low:g} <= {name} < {high:g}",
             found=f"{name}={value!r}",
             todo="Common choices: 0.1 <= epsilon <= 10, and delta well below 1 / number of units.",
         )
@@ -70,8 +69,8 @@ def noise_multiplier(epsilon: float, delta: float) -> float:
     """Smallest τ = σ / Δ at which one Gaussian release is (ε, δ)-differentially private.
 
     Args:
-        epsilon: ε > 0.
-        delta: 0 < δ < 1.
+        epsilon: ε, in a `PrivacyBudget`'s range.
+        delta: δ, likewise.
 
     Returns:
         τ, dimensionless: the root of equation (6) of Balle & Wang 2018 (arXiv 1805.06530) as

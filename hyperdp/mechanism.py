@@ -61,8 +61,8 @@ class MechanismSpec:
 
     def __post_init__(self) -> None:
         legal = {
-            "embedding_dim": 1 <= self.embedding_dim <= 2**16,
-            "num_classes": 1 <= self.num_classes <= 2**12,
+            "embedding_dim": self.embedding_dim in range(1, 2**16 + 1),
+            "num_classes": self.num_classes in range(1, 2**12 + 1),
             "clip_norm": 2.0**-10 <= self.clip_norm <= MAX_CLIP_NORM,
             "adjacency": self.adjacency in get_args(Adjacency),
         }

@@ -1,11 +1,12 @@
 import dataclasses
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from dp_accounting import get_epsilon_gaussian
 from dp_accounting.pld import privacy_loss_distribution
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
@@ -59,6 +60,30 @@ def test_noise_multiplier_costs_no_more_than_asked_for_even_when_recomputed(epsi
     assert get_epsilon_gaussian(noise_multiplier(epsilon, delta), delta) < epsilon
 
 
+def exact_delta(tau: float, epsilon: float) -> mpmath.mpf:
+    """Balle & Wang 2018, equation (6), to 80 digits."""
+    with mpmath.workdps(80):
+        t, e = mpmath.mpf(tau), mpmath.mpf(epsilon)
+        return mpmath.ncdf(1 / (2 * t) - e * t) - mpmath.exp(e) * mpmath.ncdf(-1 / (2 * t) - e * t)
+
+
+@settings(max_examples=400)
+@given(st.floats(-6, 3.999), st.floats(-20, -1e-3))
+@example(-6, -20)
+@example(3.999, -20)
+@example(-6, -1e-3)
+def test_no_budget_is_overspent_by_rounding(log_epsilon, log_delta):
+    """All over the range that a budget may have, in arithmetic that does not round."""
+    budget = PrivacyBudget(epsilon=10**log_epsilon, delta=10**log_delta)
+    tau = noise_multiplier(budget.epsilon, budget.delta)
+    assert exact_delta(tau, budget.epsilon) <= budget.delta
+
+
+def test_budgets_out_of_range_would_be_overspent():
+    """Why there is a range: float64 loses δ in the difference of two probabilities."""
+    assert exact_delta(noise_multiplier(1e-12, 1e-17), 1e-12) > 1.01e-17
+
+
 def test_classical_formula_would_overspend_at_large_epsilon():
     """Why the classical formula is not used: it promises 10 and spends more."""
     classical = math.sqrt(2 * math.log(1.25 / 1e-5)) / 10
@@ -83,11 +108,15 @@ def test_more_epsilon_takes_less_noise(first, second, exponent):
         {"epsilon": -1.0},
         {"epsilon": math.nan},
         {"epsilon": math.inf},
+        {"epsilon": 1e-7},
+        {"epsilon": 1e4},
+        {"epsilon": 10**400},
         {"epsilon": "1"},
         {"epsilon": True},
         {"delta": 0.0},
         {"delta": 1.0},
         {"delta": -1e-5},
+        {"delta": 1e-21},
         {"delta": math.nan},
         {"delta": None},
         {"adjacency": "substitute"},

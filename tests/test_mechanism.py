@@ -1,5 +1,7 @@
 import inspect
+import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -188,6 +190,77 @@ def test_sensitivity_is_attained(adjacency, classes, clip_norm):
         embedding_dim=3, num_classes=classes, clip_norm=clip_norm, adjacency=adjacency
     )
     assert worst_pair(spec) == spec.squared_sensitivity
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallSpec(MechanismSpec):
+    """The query with bounds so small that all units there can be are soon listed."""
+
+    clip_steps: int
+    count_steps: int
+
+    @property
+    def clip_bound(self):
+        return self.clip_steps
+
+    @property
+    def count_bound(self):
+        return self.count_steps
+
+
+def every_unit(spec: SmallSpec) -> np.ndarray:
+    """int64 [units, m]: all (v, c) with Σ v² <= B², Σ c² <= W² and c >= 0."""
+    clip, count = spec.clip_bound, spec.count_bound
+    values = itertools.product(range(-clip, clip + 1), repeat=spec.num_classes * spec.embedding_dim)
+    counts = itertools.product(range(count + 1), repeat=spec.num_classes)
+    inside_v = [v for v in values if squared_norm(v) <= clip**2]
+    inside_c = [c for c in counts if squared_norm(c) <= count**2]
+    if not spec.counts_are_private:
+        inside_c = [()]
+    return np.array([v + c for v in inside_v for c in inside_c])
+
+
+def every_record(spec: SmallSpec) -> np.ndarray:
+    """The same, of units of one class each: v in the block of that class, c = W there."""
+    dim, classes = spec.embedding_dim, spec.num_classes
+    units = []
+    for label in range(classes):
+        for v in itertools.product(range(-spec.clip_bound, spec.clip_bound + 1), repeat=dim):
+            if squared_norm(v) <= spec.clip_bound**2:
+                unit = np.zeros(classes * (dim + spec.counts_are_private), dtype=np.int64)
+                unit[label * dim : (label + 1) * dim] = v
+                if spec.counts_are_private:
+                    unit[classes * dim + label] = spec.count_bound
+                units.append(unit)
+    return np.array(units)
+
+
+def datasets_apart(units: np.ndarray, adjacency: str) -> int:
+    """The largest squared distance of the sums of neighbouring datasets of one or two units."""
+    others = units if len(units) < 60 else units[:1]  # what the neighbours have in common
+    worst = 0
+    for shared, first in itertools.product(others, units):
+        if adjacency == "add-remove":
+            worst = max(worst, squared_norm((shared + first) - shared))
+        else:
+            apart = (shared + first) - (shared + units)  # [units, m]
+            worst = max(worst, int((apart**2).sum(axis=1).max()))
+    return worst
+
+
+@pytest.mark.parametrize("adjacency", ["add-remove", "replace-one"])
+@pytest.mark.parametrize(
+    ("classes", "dim", "clip", "count"), [(1, 2, 2, 1), (2, 1, 2, 1), (2, 1, 8, 2), (2, 2, 3, 1)]
+)
+def test_sensitivity_by_listing_all_neighbours(adjacency, classes, dim, clip, count):
+    """Lemma 2 of docs/privacy.md for users, and what it says of records of one class."""
+    spec = SmallSpec(
+        embedding_dim=dim, num_classes=classes, clip_norm=1.0, adjacency=adjacency,
+        clip_steps=clip, count_steps=count,
+    )  # fmt: skip
+    assert datasets_apart(every_unit(spec), adjacency) == spec.squared_sensitivity
+    of_records = 4 * clip**2 if adjacency == "replace-one" else clip**2 + count**2
+    assert datasets_apart(every_record(spec), adjacency) == of_records <= spec.squared_sensitivity
 
 
 @pytest.mark.parametrize(
