@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 
-from hyperdp import keys
 from hyperdp.budget import PrivacyBudget
 from hyperdp.chain import Entry
-from hyperdp.errors import VerificationError
 from hyperdp.mechanism import FRACTIONAL_BITS, Calibration, MechanismSpec
+from hyperdp.statement import Statement, failed
 
-FORMAT = "hyperdp-certificate/1"
 CERTIFICATE_FILE = "certificate.json"
 RELEASE_FILE = "release.safetensors"
 
-_SIZE_LIMIT = 2**20  # bytes; no certificate comes near it
-
 
 @dataclass(frozen=True, kw_only=True)
-class Certificate:
+class Certificate(Statement):
     """Everything needed to recompute ε, in the order a reader wants it. All of it is public.
 
     Attributes:
@@ -64,6 +58,8 @@ class Certificate:
         public_key: ed25519, hex; whoever holds the private half vouches for the lines above.
         signature: ed25519, hex, over all of the above.
     """
+
+    FORMAT: ClassVar[str] = "hyperdp-certificate/1"
 
     format: str = FORMAT
     created: str
@@ -153,50 +149,7 @@ class Certificate:
             dataset=entry.dataset,
             **facts,
         )
-        public_key, signature = keys.sign(draft._signed_part())
-        return dataclasses.replace(draft, public_key=public_key, signature=signature)
-
-    def _signed_part(self) -> bytes:
-        fields = vars(self)
-        return keys.canonical_json({k: v for k, v in fields.items() if k not in SIGNATURE_FIELDS})
-
-    def to_bytes(self) -> bytes:
-        """The one spelling of this certificate on disk."""
-        return keys.canonical_json(vars(self))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Certificate:
-        """Read a certificate and check that it is signed and spelt as `to_bytes` spells it.
-
-        Raises:
-            VerificationError: it is not, by as little as one byte.
-        """
-        try:
-            if len(data) > _SIZE_LIMIT:
-                raise ValueError("too long")
-            certificate = cls(**json.loads(data))
-            if any(type(v) is not _TYPES[k] for k, v in vars(certificate).items()):
-                raise TypeError("a field of another type")
-            if any(type(name) is not str for name in certificate.classes):
-                raise TypeError("a class name that is no text")
-            spelling = certificate.to_bytes()
-        except (ValueError, TypeError, RecursionError):
-            raise failed("a certificate in hyperdp's format", "something else") from None
-        if spelling != data or certificate.format != FORMAT:
-            raise failed(f"the spelling of {FORMAT}, byte for byte", "another one")
-        if not keys.signature_holds(
-            certificate._signed_part(),
-            public_key=certificate.public_key,
-            signature=certificate.signature,
-        ):
-            raise failed("a signature over the whole certificate", "one that does not hold")
-        return certificate
-
-
-SIGNATURE_FIELDS = ("public_key", "signature")
-_TYPES = {
-    name: getattr(kind, "__origin__", kind) for name, kind in get_type_hints(Certificate).items()
-}
+        return draft.signed()
 
 
 def read_release(
@@ -238,10 +191,3 @@ def read_release(
     ):
         raise failed(f"int64 sums {shape} and counts {shape[:1]} alone", "other tensors")
     return certificate, sums, counts
-
-
-def failed(expected: str, found: str) -> VerificationError:
-    """The error of every claim that does not hold."""
-    return VerificationError(
-        expected=expected, found=found, todo="Do not rely on this release; obtain the original."
-    )

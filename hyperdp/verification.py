@@ -1,11 +1,10 @@
-"""The second computation of every claim of a release, from its two files alone."""
+"""The second computation of every claim of a release or a fit, from its own files alone."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,35 +13,23 @@ import opendp.prelude as dp
 
 from hyperdp import accounting, keys
 from hyperdp.budget import PrivacyBudget
-from hyperdp.certificate import SIGNATURE_FIELDS, Certificate, failed, read_release
+from hyperdp.certificate import CERTIFICATE_FILE, Certificate, read_release
 from hyperdp.errors import HyperdpError, VerificationError
 from hyperdp.mechanism import discretisation_delta
+from hyperdp.statement import SIGNATURE_FIELDS, Claim, failed, format_of
+from hyperdp.training_certificate import TrainingCertificate
+from hyperdp.training_verification import check_training
 
 _PLD_TOLERANCE = 1e-6  # up to ε = 16; beyond, the intervals and their error grow
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """One line of a verification.
-
-    Attributes:
-        name: what is claimed.
-        claimed: as the certificate says.
-        recomputed: as found, by the way that `name` tells.
-    """
-
-    name: str
-    claimed: str
-    recomputed: str
 
 
 def verify(
     release_dir: str | Path, *, ledger: str | Path | None = None, public_key: str | None = None
 ) -> list[Claim]:
-    """Recompute every claim of a release, each by another way than the one that made it.
+    """Recompute every claim of a release or a fit, each by another way than the one that made it.
 
     Args:
-        release_dir: the folder of the release.
+        release_dir: the folder of the release, or the PEFT directory of a fit.
         ledger: a ledger's SQLite file (on its operator's account), or its JSON export (anywhere).
         public_key: the signer's ed25519 key in hex, where the caller knows it.
 
@@ -52,25 +39,34 @@ def verify(
     Raises:
         VerificationError: one of them does not.
     """
-    c, _, _ = read_release(release_dir)
-    if public_key is not None and public_key != c.public_key:
-        raise failed(f"a signature by {public_key}", c.public_key)
-    claims = [
-        Claim(name="signature (ed25519)", claimed=c.public_key, recomputed="holds"),
-        Claim(name="release.safetensors (SHA-256)", claimed=c.release_sha256, recomputed="equal"),
-    ]
     try:
-        claims += _recompute(c)
+        c, claims = _claims(Path(release_dir))
     except HyperdpError as error:
         if isinstance(error, VerificationError):
             raise
         raise failed("a certificate whose numbers are legal", str(error)) from error
+    if public_key is not None and public_key != c.public_key:
+        raise failed(f"a signature by {public_key}", c.public_key)
     if ledger is not None:
         check_entry(c, Path(ledger))
         claims.append(
             Claim(name="ledger entry", claimed=f"{c.ledger_id}#{c.ledger_seq}", recomputed="found")
         )
     return claims
+
+
+def _claims(folder: Path) -> tuple[Certificate | TrainingCertificate, list[Claim]]:
+    """A release's claims, or those of a fit where the certificate is one's."""
+    path = folder / CERTIFICATE_FILE
+    statement = path.read_bytes() if path.is_file() else b""
+    if format_of(statement) == TrainingCertificate.FORMAT:
+        return check_training(folder, statement)
+    c, _, _ = read_release(folder)
+    claims = [
+        Claim(name="signature (ed25519)", claimed=c.public_key, recomputed="holds"),
+        Claim(name="release.safetensors (SHA-256)", claimed=c.release_sha256, recomputed="equal"),
+    ]
+    return c, claims + _recompute(c)
 
 
 def _recompute(c: Certificate) -> list[Claim]:
@@ -109,22 +105,16 @@ def _recompute(c: Certificate) -> list[Claim]:
         ("class names", len(c.classes), c.num_classes,
          len(set(c.classes)) == len(c.classes) and len(c.classes) in {0, c.num_classes}),
     ]  # fmt: skip
-    claims = [_claim(*check) for check in checks]
+    claims = [Claim.checked(*check) for check in checks]
     # Last, as it takes time and memory that only legal numbers keep in bounds.
     scale = max(1.0, c.epsilon / 16)
     event = accounting.event_from_json(c.event)
     epsilon = accounting.pld_epsilon([event], c.delta_gaussian, interval=1e-4 * scale)
     holds = epsilon <= c.epsilon + _PLD_TOLERANCE * scale**2
-    return [*claims, _claim("epsilon (PLD)", c.epsilon, epsilon, holds)]
+    return [*claims, Claim.checked("epsilon (PLD)", c.epsilon, epsilon, holds)]
 
 
-def _claim(name: str, claimed: object, recomputed: object, holds: bool) -> Claim:
-    if not holds:
-        raise failed(f"{name}: {claimed}", str(recomputed))
-    return Claim(name=name, claimed=str(claimed), recomputed=str(recomputed))
-
-
-def check_entry(c: Certificate, ledger: Path) -> None:
+def check_entry(c: Certificate | TrainingCertificate, ledger: Path) -> None:
     """Hold a certificate to its entry in a ledger.
 
     Args:

@@ -10,7 +10,7 @@ from hyperdp.accounting import Event, pld_epsilon
 from hyperdp.budget import PrivacyBudget
 from hyperdp.errors import UsageError
 
-MAX_NOISE_MULTIPLIER = 1000.0
+MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 0.1, 1000.0
 _TOLERANCE = 1e-4  # relative, of the noise multiplier; the side with more noise is taken
 
 
@@ -73,6 +73,8 @@ def calibrate(budget: PrivacyBudget, *, probability: float, steps: int) -> float
         low = high / 2
         while reaches(low):
             low, high = low / 2, low
+            if low < MIN_NOISE_MULTIPLIER:
+                return high
     while high - low > _TOLERANCE * high:
         middle = (low + high) / 2
         low, high = (low, middle) if reaches(middle) else (middle, high)
