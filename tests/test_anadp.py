@@ -11,6 +11,7 @@ import torch
 from hyperdp.errors import UsageError
 from hyperdp.private.learners.allocation import noise_shares
 from hyperdp.private.learners.anadp import Anadp, AnadpOptions
+from hyperdp.private.learners.dpsgd import Optimizer
 from hyperdp.private.learners.normal import SystemNormal
 
 
@@ -144,7 +145,7 @@ def test_real_changes_are_seen_through_the_noise():
 
 def test_adam_is_torchs_adamw():
     weights = adapter()
-    rule = Anadp(AnadpOptions(weight_decay=0.1))
+    rule = Anadp(AnadpOptions(optimizer=Optimizer(weight_decay=0.1)))
     rule.start(weights)
     leaves = [p.clone().requires_grad_() for w in weights.values() for p in w]
     theirs = torch.optim.AdamW(leaves, lr=0.01, weight_decay=0.1)
@@ -160,7 +161,7 @@ def test_adam_is_torchs_adamw():
 
 def test_sgd_is_sgd():
     weights = adapter()
-    rule = Anadp(AnadpOptions(optimizer="sgd"))
+    rule = Anadp(AnadpOptions(optimizer=Optimizer(kind="sgd")))
     rule.start(weights)
     mean = {n: tuple(p[0][None] for p in w) for n, w in batch(weights, 1).items()}
     after = rule.update(weights, mean, 0.1, 0.5)
@@ -220,6 +221,11 @@ def test_shares_against_the_formula_by_hand():
 
 
 def test_options_out_of_range_are_refused():
-    for wrong in ({"shrink": 1.5}, {"spread": 0.5}, {"warmup": 1}, {"optimizer": "lion"}):
+    for wrong in (
+        {"shrink": 1.5},
+        {"spread": 0.5},
+        {"warmup": 1},
+        {"importance_betas": (1.0, 0.9)},
+    ):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             AnadpOptions(**wrong)

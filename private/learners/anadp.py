@@ -18,7 +18,7 @@ of g², since squares are what can be rid of noise without bias.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 from hyperdp.errors import UsageError
 from hyperdp.lora import Weights
 from hyperdp.private.learners.allocation import noise_shares
+from hyperdp.private.learners.dpsgd import Moments, Optimizer
 from hyperdp.private.learners.normal import Normal
 from hyperdp.private.learners.step_rule import PerExample, StepRule
 
@@ -44,8 +45,7 @@ class AnadpOptions:
         importance_betas: decay of the sensitivity and of its uncertainty.
         shrink, spread: see `noise_shares`.
         warmup: steps with equal noise before importance is used.
-        optimizer: what takes the released gradient: `adam` (AdamW) or `sgd`.
-        betas, epsilon, weight_decay: of AdamW; SGD has the weight decay alone.
+        optimizer: what takes the released gradient, as in DP-SGD.
     """
 
     allocation: Literal["importance", "uniform"] = "importance"
@@ -54,24 +54,17 @@ class AnadpOptions:
     shrink: float = 0.9
     spread: float = 4.0
     warmup: int = 5
-    optimizer: Literal["adam", "sgd"] = "adam"
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
+    optimizer: Optimizer = field(default_factory=Optimizer)
 
     def __post_init__(self) -> None:
-        decays = (*self.betas, *self.importance_betas)
         legal = {
-            "betas in [0, 1)": all(0 <= beta < 1 for beta in decays),
+            "importance_betas in [0, 1)": all(0 <= beta < 1 for beta in self.importance_betas),
             "0 <= shrink <= 1": 0 <= self.shrink <= 1,
             "spread >= 1": self.spread >= 1,
             "warmup >= 2": self.warmup >= 2,  # a change needs two steps
-            "epsilon > 0": self.epsilon > 0,
-            "weight_decay >= 0": self.weight_decay >= 0,
             "allocation 'importance' or 'uniform'": self.allocation in ("importance", "uniform"),
             "sensitivity 'gradient' or 'weight_gradient'": self.sensitivity
             in ("gradient", "weight_gradient"),
-            "optimizer 'adam' or 'sgd'": self.optimizer in ("adam", "sgd"),
         }
         broken = [rule for rule, kept in legal.items() if not kept]
         if broken:
@@ -89,14 +82,13 @@ class Anadp(StepRule):
 
     def __init__(self, options: AnadpOptions | None = None) -> None:
         self.options = options or AnadpOptions()
-        self._step = 0
         self._importance: dict[str, Tensor] = {}
-        self._moments: dict[str, Tensor] = {}
+        self._moments = Moments(self.options.optimizer)
 
     def start(self, weights: Weights) -> Weights:
         """What was given, with equal noise everywhere."""
         nothing = torch.zeros(2 * len(weights), dtype=torch.float64)
-        self._step, self._moments = 0, {}
+        self._moments = Moments(self.options.optimizer)
         self._importance = {key: nothing.clone() for key in _IMPORTANCE}
         self._importance["shares"] = torch.ones_like(nothing)
         return weights
@@ -133,12 +125,16 @@ class Anadp(StepRule):
 
     def update(self, weights: Weights, mean: Weights, noise_std: float, lr: float) -> Weights:
         """The optimiser's step, and the shares of the next one."""
-        self._step += 1
+        moments, ratio = self._moments, self.options.optimizer.b_lr_ratio
+        moments.step += 1
+        shares = self.shares(weights)
         self._measure(weights, mean, noise_std)
         return {
             name: (
-                self._optimise(f"{name}:lora_A", a, mean[name][0], lr),
-                self._optimise(f"{name}:lora_B", b, mean[name][1], lr),
+                moments.moved(f"{name}:A", a, mean[name][0], noise_std * shares[name][0], lr),
+                moments.moved(
+                    f"{name}:B", b, mean[name][1], noise_std * shares[name][1], lr * ratio
+                ),
             )
             for name, (a, b) in weights.items()
         }
@@ -146,7 +142,7 @@ class Anadp(StepRule):
     def state_dict(self) -> dict[str, Tensor]:
         """Importance and shares, one number a module, the optimiser's moments, and the step."""
         importance = {f"importance:{key}": value for key, value in self._importance.items()}
-        return {"step": torch.tensor(self._step), **importance, **self._moments}
+        return {**importance, **self._moments.state_dict()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes over what `state_dict` gave, after `start`.
@@ -156,7 +152,7 @@ class Anadp(StepRule):
         """
         own = {key: state.get(f"importance:{key}") for key in _IMPORTANCE}
         taken = {key: value.clone() for key, value in own.items() if value is not None}
-        if "step" not in state or any(
+        if any(
             key not in taken or taken[key].shape != kept.shape
             for key, kept in self._importance.items()
         ):
@@ -165,10 +161,9 @@ class Anadp(StepRule):
                 found=f"entries {', '.join(sorted(state)[:3]) or 'none'}",
                 todo="Resume a run with the method and the sites it was begun with.",
             )
-        self._step, self._importance = int(state["step"]), taken
-        self._moments = {
-            key: value.clone() for key, value in state.items() if key.endswith((":m", ":v"))
-        }
+        rest = {key: value for key, value in state.items() if not key.startswith("importance:")}
+        self._moments.load_state_dict(rest, owner=self.name)
+        self._importance = taken
 
     def _measure(self, weights: Weights, mean: Weights, noise_std: float) -> None:
         """Importance of each module: sensitivity × uncertainty, both free of the noise's part.
@@ -191,34 +186,19 @@ class Anadp(StepRule):
                 sizes.append(g2.numel())
         kept, (beta_1, beta_2) = self._importance, self.options.importance_betas
         q, variance = torch.stack(found).cpu(), torch.stack(variances).cpu()
-        if self._step > 1:
-            before = 1 - beta_1 ** (self._step - 1)
+        if self._moments.step > 1:
+            before = 1 - beta_1 ** (self._moments.step - 1)
             change = (q - kept["square"] / before).square()
             change = change - variance - kept["square_variance"] / before**2
             kept["change"] = beta_2 * kept["change"] + (1 - beta_2) * change
         kept["square"] = beta_1 * kept["square"] + (1 - beta_1) * q
         kept["square_variance"] = beta_1**2 * kept["square_variance"] + (1 - beta_1) ** 2 * variance
-        if self.options.allocation == "importance" and self._step >= self.options.warmup:
-            sensitivity = (kept["square"] / (1 - beta_1**self._step)).clamp(min=0)
-            change = (kept["change"] / (1 - beta_2 ** (self._step - 1))).clamp(min=0)
+        if self.options.allocation == "importance" and self._moments.step >= self.options.warmup:
+            sensitivity = (kept["square"] / (1 - beta_1**self._moments.step)).clamp(min=0)
+            change = (kept["change"] / (1 - beta_2 ** (self._moments.step - 1))).clamp(min=0)
             kept["shares"] = noise_shares(
                 (sensitivity * change.sqrt()).sqrt(),
                 torch.tensor(sizes),
                 shrink=self.options.shrink,
                 spread=self.options.spread,
             )
-
-    def _optimise(self, key: str, weight: Tensor, gradient: Tensor, lr: float) -> Tensor:
-        """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) or SGD, on one tensor."""
-        options = self.options
-        decayed = weight * (1 - lr * options.weight_decay)
-        if options.optimizer == "sgd":
-            return decayed - lr * gradient.to(weight.dtype)
-        beta_1, beta_2 = options.betas
-        gradient = gradient.to(weight.dtype)
-        nothing = torch.zeros_like(weight)
-        m = beta_1 * self._moments.get(f"{key}:m", nothing) + (1 - beta_1) * gradient
-        v = beta_2 * self._moments.get(f"{key}:v", nothing) + (1 - beta_2) * gradient.square()
-        self._moments[f"{key}:m"], self._moments[f"{key}:v"] = m, v
-        root = (v / (1 - beta_2**self._step)).sqrt() + options.epsilon
-        return decayed - lr * (m / (1 - beta_1**self._step)) / root
