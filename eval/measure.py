@@ -1,9 +1,10 @@
-"""One folder of generated images against real ones: FID and KID, each beside its floor."""
+"""One folder of generated images against real ones: every metric beside what real images score."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,7 +13,17 @@ from torch import Tensor
 
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval.features import FeatureExtractor, extract
+from hyperdp.eval.flags import Findings, flags
 from hyperdp.eval.metrics.fid import Score, fid, fid_floor, kid, kid_floor
+from hyperdp.eval.metrics.interval import (
+    Interval,
+    fid_floor_interval,
+    fid_interval,
+    kid_floor_interval,
+    kid_interval,
+)
+from hyperdp.eval.metrics.precision_recall import ManifoldScores, manifold_scores
+from hyperdp.eval.metrics.roc import Attack, distance_attack
 from hyperdp.eval.private_sets import PRIVATE_SETS, load_private_set
 from hyperdp.private.readers import open_dataset
 from hyperdp.private.readers.folder import list_files
@@ -31,16 +42,31 @@ class Measurement:
     Attributes:
         fid, kid: generated against the reference.
         fid_floor, kid_floor: real images that are not in the reference against the reference.
+        manifold, manifold_floor: precision, recall, density and coverage of the same two.
+        intervals: of `fid`, `kid`, `fid_floor` and `kid_floor`, by these names; {} where not asked.
+        findings: flags on memorisation; None without private records.
+        attack: membership inference by distance; None without private records.
     """
 
     fid: Score
     kid: Score
     fid_floor: Score
     kid_floor: Score
+    manifold: ManifoldScores
+    manifold_floor: ManifoldScores
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    findings: Findings | None = None
+    attack: Attack | None = None
 
 
 def measure(
-    generated: Tensor, reference: Tensor, held_out: Tensor | None, extractor: FeatureExtractor
+    generated: Tensor,
+    reference: Tensor,
+    held_out: Tensor | None,
+    extractor: FeatureExtractor,
+    *,
+    train: Tensor | None = None,
+    intervals: bool = False,
 ) -> Measurement:
     """Measures generated images and, at the same sizes, real ones.
 
@@ -50,12 +76,15 @@ def measure(
         held_out: float32 [M, C, H, W], real images that are not in the reference. None: a random
             part of the reference, min(G, R / 2) images with a fixed seed, is taken out for it.
         extractor: of the features.
+        train: float32 [n, C, H, W], the private records that the generator has learned from; they
+            are compared with the reference, which must be of the same source and hold none of them.
+        intervals: also say how sure FID and KID are; takes a minute where there are thousands.
 
     Returns:
         Scores of min(G, M) images; of the longer set the first ones count.
 
     Raises:
-        DataError: fewer than two images for any part.
+        DataError: fewer than six images for any part.
     """
     real = extract(extractor, reference)
     if held_out is None:
@@ -65,12 +94,26 @@ def measure(
     else:
         apart, rest = extract(extractor, held_out), real
     size = min(len(generated), len(apart))
-    made = extract(extractor, generated[:size])
+    made, apart = extract(extractor, generated[:size]), apart.head(size)
+    private = None if train is None else extract(extractor, train)
+    score = fid(made, rest)
     return Measurement(
-        fid=fid(made, rest),
+        fid=score,
         kid=kid(made, rest),
         fid_floor=fid_floor(apart, rest, sample_size=size),
         kid_floor=kid_floor(apart, rest, sample_size=size),
+        manifold=manifold_scores(made, rest),
+        manifold_floor=manifold_scores(apart, rest),
+        intervals={
+            "fid": fid_interval(made, rest, value=score.value),
+            "kid": kid_interval(made, rest),
+            "fid_floor": fid_floor_interval(apart, rest),
+            "kid_floor": kid_floor_interval(apart, rest),
+        }
+        if intervals
+        else {},
+        findings=None if private is None else flags(made, train=private, held_out=real),
+        attack=None if private is None else distance_attack(made, private, real),
     )
 
 

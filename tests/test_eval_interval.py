@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval.features import Features
-from hyperdp.eval.metrics.fid import fid, kid
+from hyperdp.eval.metrics.fid import _Precomputed, fid, kid
+from hyperdp.eval.metrics.frechet import frechet
 from hyperdp.eval.metrics.interval import (
     cubic_kernel,
     fid_floor_interval,
     fid_interval,
-    frechet,
     kid_floor_interval,
     kid_interval,
     pairwise_mmd,
@@ -35,8 +36,12 @@ def rng(seed):
 def test_frechet_agrees_with_torchmetrics(n, m):
     """Whichever of n, m and D is the least; below D the covariances are singular."""
     a, b = draw(n, rng(1), shift=0.3), draw(m, rng(2), scale=1.4)
-    expected = fid(a, b).value
-    assert frechet(a.values.double(), b.values.double()) == pytest.approx(expected, abs=1e-6)
+    metric = FrechetInceptionDistance(feature=_Precomputed(DIM))
+    metric.update(b.values.double(), real=True)
+    metric.update(a.values.double(), real=False)
+    found = frechet(a.values.double(), b.values.double())
+    assert found == pytest.approx(float(metric.compute()), abs=1e-6)
+    assert fid(a, b).value == found
 
 
 def mmd(a, b):

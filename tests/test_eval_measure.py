@@ -91,8 +91,8 @@ def test_reference_by_name_or_path(tmp_path):
 
 @pytest.fixture
 def folders(tmp_path):
-    save_images(pictures(6, 1), tmp_path / "made")
-    save_images(pictures(12, 2), tmp_path / "real")
+    save_images(pictures(8, 1), tmp_path / "made")
+    save_images(pictures(20, 2), tmp_path / "real")
     return str(tmp_path / "made"), str(tmp_path / "real")
 
 
@@ -102,7 +102,7 @@ def test_command_warns_where_the_reference_is_private(folders, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["warning"] == NOT_PRIVATE
     assert facts["extractor"] == "EfficientNet-Lite0"
-    assert (facts["generated"], facts["reference"]) == (6, 6)
+    assert (facts["generated"], facts["reference"]) == (8, 12)
     assert all(np.isfinite(facts[k]) for k in ("fid", "fid_floor", "kid", "kid_floor", "seconds"))
     assert _app.run(["eval", made, "--reference", real]) == 0
     out = capsys.readouterr().out
@@ -117,3 +117,39 @@ def test_command_tells_what_is_missing(folders, tmp_path, capsys):
     assert _app.run(["eval", str(tmp_path / "no"), "-r", made]) == 2
     assert _app.run(["eval", made, "-r", str(tmp_path / "no")]) == 2
     assert "expected" in capsys.readouterr().err
+
+
+def test_command_flags_images_that_repeat_private_records(folders, tmp_path, capsys):
+    """Eight private records, repeated with tiny noise; healthy ones beside them."""
+    _, real = folders
+    private = pictures(8, 50)
+    save_images(private, tmp_path / "private")
+    nudge = 0.02 * pictures(40, 51)
+    save_images((private.repeat(5, 1, 1, 1) + nudge).clamp(-1, 1), tmp_path / "copies")
+    save_images(pictures(40, 52), tmp_path / "healthy")
+    for name, planted in (("copies", True), ("healthy", False)):
+        command = ["eval", str(tmp_path / name), "-r", real, "--train", str(tmp_path / "private")]
+        assert _app.run([*command, "--held-out", str(tmp_path / "healthy"), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        [flag] = facts["flags"]
+        assert (flag["name"], flag["raised"]) == ("memorisation", planted)
+        assert (facts["membership"]["auc"] > 0.95) == planted
+        assert facts["warning"] == NOT_PRIVATE
+        assert _app.run(command) == 0
+        assert ("FLAG: Private records are repeated" in capsys.readouterr().out) == planted
+
+
+def test_intervals_hold_their_figures():
+    found = measure(
+        pictures(60, 1, dark=0.2), pictures(200, 2), pictures(80, 3), Blocks(), intervals=True
+    )
+    for name in ("fid", "kid", "fid_floor"):
+        assert getattr(found, name).value in found.intervals[name]
+    assert found.intervals["fid"].low > found.intervals["fid_floor"].high
+    assert found.manifold_floor.coverage > found.manifold.coverage
+
+
+def test_unknown_features_are_refused(folders, capsys):
+    made, real = folders
+    assert _app.run(["eval", made, "-r", real, "--features", "vgg"]) == 2
+    assert "inception" in capsys.readouterr().err

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from hyperdp.errors import DataError
 from hyperdp.eval.features import Features
+from hyperdp.eval.metrics.frechet import frechet
 
 GENERATED_SAMPLES = 2000
 KID_SUBSETS = 50
@@ -75,16 +75,14 @@ def fid(generated: Features, reference: Features) -> Score:
         reference: features of ≥ 2 images by the same extractor.
 
     Returns:
-        The score; computed by torchmetrics in float64.
+        The score, in float64; agrees with torchmetrics.
 
     Raises:
         DataError: different extractors or too few images.
     """
     _check(generated, reference, least=2)
-    metric = FrechetInceptionDistance(feature=_Precomputed(generated.values.shape[1]))
-    metric.update(reference.values.double(), real=True)
-    metric.update(generated.values.double(), real=False)
-    return _score("fid", generated, reference, float(metric.compute()), None)
+    value = frechet(generated.values.double(), reference.values.double())
+    return _score("fid", generated, reference, value, None)
 
 
 def kid(

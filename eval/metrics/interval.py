@@ -32,6 +32,7 @@ from torch import Tensor
 
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval.features import Features
+from hyperdp.eval.metrics.frechet import frechet
 from hyperdp.eval.metrics.neighbours import check_pair
 
 FLOOR_DRAWS = 39  # the least whose extremes are a 95 % interval: 38 / 40
@@ -188,33 +189,6 @@ def kid_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(scores.numpy(), [tail, 1 - tail])
     return Interval(low=float(low), high=float(high), confidence=confidence, how="bootstrap")
-
-
-def frechet(a: Tensor, b: Tensor) -> float:
-    """FID of two feature sets by singular values, several times as fast as by eigenvalues.
-
-    With centred and scaled rows A, B, covariances are AᵀA and BᵀB, and the trace of
-    (AᵀA BᵀB)^½ is the sum of the singular values of A Bᵀ, an n × m matrix. They are the roots of
-    the eigenvalues of a symmetric matrix of the least of n, m and D.
-
-    Args:
-        a: float64 [n, D].
-        b: float64 [m, D].
-    """
-    mean = (a.mean(0) - b.mean(0)).square().sum()
-    a, b = ((x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (a, b))
-    trace = a.square().sum() + b.square().sum()
-    if len(b) < len(a):
-        a, b = b, a
-    dim = a.shape[1]
-    if len(a) <= dim:
-        product = a @ (b.T @ b) @ a.T if len(b) > dim else (a @ b.T) @ (b @ a.T)
-    else:
-        values, vectors = torch.linalg.eigh(a.T @ a)
-        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-        product = root @ (b.T @ b) @ root
-    singular = torch.linalg.eigvalsh(product).clamp(min=0).sqrt()
-    return float(mean + trace - 2 * singular.sum())
 
 
 def cubic_kernel(a: Tensor, b: Tensor) -> Tensor:
