@@ -39,11 +39,11 @@ $(STAMP): pyproject.toml
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-fonts: ## install the open fonts that pretraining renders (Debian, Ubuntu); demo and test do without
+fonts: ## install open fonts and Fashion-MNIST (Debian, Ubuntu); demo and test do without
 	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	$$sudo apt-get update -qq; \
 	DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends \
-	  fonts-noto-core fonts-noto-extra fonts-aenigma
+	  fonts-noto-core fonts-noto-extra fonts-aenigma dataset-fashion-mnist
 
 demo: install ## the whole story on real handwriting; ends with OUT/report.html
 	$(BIN)/hyperdp demo --out $(OUT)

@@ -7,6 +7,7 @@ sets reserved for acceptance are not here.
 
 from __future__ import annotations
 
+import gzip
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from hyperdp.errors import DataError, UsageError
 from hyperdp.glyphs import IMAGE_SIZE, normalise, render_glyph
 
 NOTO = Path("/usr/share/fonts/truetype/noto")
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 SPLIT_SEED = 20251122
 POOL_SIZE = REFERENCE_SIZE = 2500
 SMALLEST_POOL = 2000  # what a run with n = 2000 needs, and what the FID floor is taken on
@@ -128,6 +130,49 @@ def _digits() -> PrivateSet:
     return _split("digits", about, images, np.asarray(data.target, dtype=np.int64))
 
 
+def _fashion_mnist() -> PrivateSet:
+    """The published split: the 60,000 training images are the pool, the 10,000 test images not."""
+    images, labels = zip(*(read_fashion_mnist(part) for part in ("train", "t10k")), strict=True)
+    return PrivateSet(
+        name="fashion-mnist",
+        about="Articles of clothing: 70,000 photographs of Zalando's in ten classes.",
+        pool=images[0],
+        pool_labels=labels[0],
+        reference=images[1],
+        reference_labels=labels[1],
+    )
+
+
+def read_fashion_mnist(part: str, *, folder: Path = FASHION_MNIST) -> tuple[Tensor, Tensor]:
+    """Reads one part of Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747) from its IDX files.
+
+    Args:
+        part: `train` or `t10k`.
+        folder: where the package lays them.
+
+    Returns:
+        float32 [N, 1, 28, 28] in [-1, 1] and labels int64 [N].
+
+    Raises:
+        DataError: the files are missing or are not what they are called.
+    """
+    paths = [folder / f"{part}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    try:
+        pixels, labels = (
+            np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8, offset=offset)
+            for path, offset in zip(paths, (16, 8), strict=True)  # sizes of the IDX headers
+        )
+        images = pixels.reshape(len(labels), 1, IMAGE_SIZE, IMAGE_SIZE)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(
+            expected=f"Fashion-MNIST in {folder}",
+            found=f"{type(error).__name__}: {error}",
+            todo="apt-get install dataset-fashion-mnist",
+        ) from error
+    scaled = torch.from_numpy(images.astype(np.float32)).div_(127.5).sub_(1)
+    return scaled, torch.from_numpy(labels.astype(np.int64))
+
+
 def _script(script: str) -> Callable[[], PrivateSet]:
     def load() -> PrivateSet:
         images = render_script(script)
@@ -140,6 +185,7 @@ def _script(script: str) -> Callable[[], PrivateSet]:
 PRIVATE_SETS: dict[str, Callable[[], PrivateSet]] = {
     "mnist-5k": _mnist_5k,
     "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
     **{script: _script(script) for script in SCRIPT_BLOCKS},
 }
 

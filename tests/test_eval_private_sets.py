@@ -1,5 +1,7 @@
 import ast
+import gzip
 import re
+import struct
 import unicodedata
 from pathlib import Path
 
@@ -10,7 +12,14 @@ import torch
 import hyperdp.eval
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import private_sets
-from hyperdp.eval.private_sets import NOTO, PRIVATE_SETS, load_private_set, render_script
+from hyperdp.eval.private_sets import (
+    FASHION_MNIST,
+    NOTO,
+    PRIVATE_SETS,
+    load_private_set,
+    read_fashion_mnist,
+    render_script,
+)
 
 FONTS = pytest.mark.skipif(
     not list(NOTO.glob("NotoSansArmenian-*.ttf")), reason="fonts-noto-extra is not installed"
@@ -57,6 +66,37 @@ def test_records_are_drawn_from_the_pool_and_nest(mnist):
     for n in (0, 2501):
         with pytest.raises(UsageError, match=f"n={n}"):
             mnist.records(n)
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="dataset-fashion-mnist is not installed")
+def test_fashion_mnist_has_its_published_split():
+    data = load_private_set("fashion-mnist")
+    for images, labels, count in (
+        (data.pool, data.pool_labels, 60_000),
+        (data.reference, data.reference_labels, 10_000),
+    ):
+        assert images.shape == (count, 1, 28, 28)
+        assert images.dtype == torch.float32
+        assert (float(images.min()), float(images.max())) == (-1, 1)
+        assert torch.equal(labels.bincount(), torch.full((10,), count // 10))
+    assert not keys(data.pool) & keys(data.reference)
+
+
+def test_fashion_mnist_is_read_byte_by_byte_and_a_missing_one_is_told(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28)).astype(np.uint8)
+    header = struct.pack(">4i", 0x803, 3, 28, 28)
+    for name, data in (
+        ("images-idx3", header + pixels.tobytes()),
+        ("labels-idx1", struct.pack(">2i", 0x801, 3) + bytes([4, 0, 9])),
+    ):
+        (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(data))
+    images, labels = read_fashion_mnist("t10k", folder=tmp_path)
+    assert np.array_equal(np.round((images.numpy()[:, 0] + 1) * 127.5), pixels)
+    assert labels.tolist() == [4, 0, 9]
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"no gzip")
+    for part in ("t10k", "train"):
+        with pytest.raises(DataError, match="apt-get install dataset-fashion-mnist"):
+            read_fashion_mnist(part, folder=tmp_path)
 
 
 @FONTS
