@@ -33,7 +33,7 @@ from hyperdp.lora import Weights, pick
 
 
 def load_set(name: str) -> PrivateSet:
-    """A private set by name, or a public task by the path that `hyperdp pretrain tasks` wrote."""
+    """A private set by name, or a public task by the path of the .npz that `pretrain` wrote."""
     if not name.endswith(".npz"):
         return load_private_set(name)
     path = Path(name)
@@ -45,13 +45,14 @@ def load_set(name: str) -> PrivateSet:
         )
     with np.load(path, allow_pickle=False) as file:
         pool, reference = (torch.from_numpy(file[key]) for key in ("pool", "reference"))
+        labels = {key: torch.from_numpy(file[key]) for key in file.files if key.endswith("_labels")}
     return PrivateSet(
         name=name,
         about=f"Public validation task {path.stem}.",
         pool=pool.float() / 127.5 - 1,
-        pool_labels=None,
+        pool_labels=labels.get("pool_labels"),
         reference=reference.float() / 127.5 - 1,
-        reference_labels=None,
+        reference_labels=labels.get("reference_labels"),
     )
 
 

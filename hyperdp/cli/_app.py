@@ -29,10 +29,12 @@ _PLANNED = {
     "emit": ("emit_command", "Turn a release into a LoRA adapter that PEFT loads."),
     "private": ("private_command", "Release and emit in one go."),
     "sample": ("sample_command", "Generate images with an adapter."),
+    "drift": ("drift_command", "Whether a source has changed between two releases."),
     "verify": ("verify_command", "Recompute every claim of a release's certificate."),
     "ledger": ("app", "Show what has been spent on a dataset, and set its cap."),
     "eval": ("eval_command", "Measure generated images against reference images."),
     "bench": ("bench_command", "Compare methods over sizes and budgets."),
+    "labelled": ("labelled_command", "Compare classifiers by what they were trained on."),
     "audit": ("audit_command", "Attack a release and bound what it leaks from below."),
     "report": ("report_command", "Write the report of a run as one HTML page."),
 }

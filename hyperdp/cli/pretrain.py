@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -71,6 +71,37 @@ def tasks_command(
         path = out / f"public-{seed}-{index}.npz"
         np.savez_compressed(path, pool=pixels[:records], reference=pixels[records:])
         typer.echo(str(path))
+
+
+@app.command("digits")
+def digits_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .npz to write.")],
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=10, help="Images to train on.")
+    ] = 20000,
+    held_out: Annotated[int, typer.Option(min=10, help="Images in faces held out.")] = 2500,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+) -> None:
+    """Draw labelled digits in open fonts: the public control of `hyperdp labelled`.
+
+    Example: hyperdp pretrain digits -o runs/digits.npz
+    """
+    import numpy as np
+    import torch
+
+    from hyperdp.images import to_uint8
+    from hyperdp.pretrain.corpus import open_corpus
+    from hyperdp.pretrain.digits import draw_digits
+
+    corpus, rng = open_corpus(), torch.Generator().manual_seed(seed)
+    arrays: dict[str, Any] = {}
+    for name, split, size in (("pool", 0, count), ("reference", 1, held_out)):
+        images, labels = draw_digits(corpus, split, size, rng)
+        arrays[name] = to_uint8(images).transpose(0, 3, 1, 2)
+        arrays[f"{name}_labels"] = labels.numpy()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out, **arrays)
+    typer.echo(str(out))
 
 
 @app.command("base")

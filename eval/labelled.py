@@ -1,0 +1,264 @@
+"""The labelled benchmark: what a classifier is worth on real images, by what it was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import secrets
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hyperdp.budget import PrivacyBudget
+from hyperdp.bundle import Bundle, load_bundle
+from hyperdp.errors import DataError
+from hyperdp.eval.bench import load_set
+from hyperdp.eval.bench_recipe import Cell
+from hyperdp.eval.compute import one_thread
+from hyperdp.eval.digit_classifier import train_classifier
+from hyperdp.eval.labelled_recipe import LabelledConfig, labelled_cells
+from hyperdp.eval.private_sets import PrivateSet
+from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
+from hyperdp.eval.study import Progress, draw_images, release_once, released_weights, to_records
+from hyperdp.ledger import Ledger
+from hyperdp.lora import pick
+from hyperdp.private.classifier.config import ClassifierConfig
+from hyperdp.private.classifier.fit import fit_classifier
+from hyperdp.private.classifier.network import WideResNet
+from hyperdp.private.classifier.training import Speed
+
+CLASSIFIER_BATCH = 50  # of `train_classifier`
+START_STEPS = 600  # of the public weights that `dpsgd_from_public` begins with
+START_BATCH = 64
+
+
+class LabelledSet:
+    """One labelled private set, with what is computed once for it."""
+
+    def __init__(self, config: LabelledConfig, name: str, speed: Speed) -> None:
+        self.config, self.speed = config, speed
+        self.data: PrivateSet = load_set(name)
+        if self.data.pool_labels is None or self.data.reference_labels is None:
+            raise DataError(
+                expected="a private set with labels",
+                found=f"{name}, which has none",
+                todo="Leave it out of the labelled recipe.",
+            )
+        self.classes = [str(c) for c in range(int(self.data.pool_labels.max()) + 1)]
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        """Of the method `hyper`."""
+        return load_bundle(self.config.bundle)
+
+    @cached_property
+    def public(self) -> tuple[Tensor, Tensor]:
+        """The public labelled images, float32 [N, C, H, W], and their labels."""
+        data = load_set(self.config.public)
+        if data.pool_labels is None:
+            raise DataError(
+                expected="labelled public images, as `hyperdp pretrain digits` writes them",
+                found=f"{self.config.public} without labels",
+                todo="Run `hyperdp pretrain digits -o FILE`.",
+            )
+        return data.pool, data.pool_labels
+
+    def accuracy(self, predict: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Accuracy on the real images held out, over all of them and in the worst class."""
+        labels = self.data.reference_labels
+        assert labels is not None  # noqa: S101
+        right = (predict(self.data.reference) == labels).float()
+        by_class = [float(right[labels == c].mean()) for c in range(len(self.classes))]
+        return {"accuracy": float(right.mean()), "worst_class_accuracy": min(by_class)}
+
+    def measure(self, cell: Cell, progress: Progress) -> dict[str, float]:
+        """The figures of one cell."""
+        if cell.method == "public_only":
+            return self._classifier_of(*self.public, cell.seed)
+        images, labels = self.data.records(cell.n or 0, seed=cell.seed)
+        assert labels is not None  # noqa: S101
+        if cell.method == "nonprivate":
+            return self._classifier_of(images, labels, cell.seed)
+        assert cell.epsilon is not None  # noqa: S101
+        budget = PrivacyBudget(epsilon=cell.epsilon, delta=self.config.delta)
+        if cell.method == "hyper":
+            made = self._synthetic(images, labels, budget, cell.seed, progress)
+            return self._classifier_of(*made, cell.seed)
+        return self._dpsgd(cell, images, labels, budget, progress)
+
+    def _classifier_of(self, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
+        # The same number of steps whatever the number of images: nothing is stopped by looking.
+        epochs = -(-self.config.classifier_steps // max(1, len(images) // CLASSIFIER_BATCH))
+        model = train_classifier(images, labels, epochs=epochs, seed=seed)
+        return self.accuracy(model.predict)
+
+    def _synthetic(
+        self, images: Tensor, labels: Tensor, budget: PrivacyBudget, seed: int, progress: Progress
+    ) -> tuple[Tensor, Tensor]:
+        """Images of each class's adapter, and the class they were made for."""
+        made = release_once(self.bundle, images, budget, labels=labels, classes=self.classes)
+        weights = released_weights(self.bundle, made)
+        count = self.config.images_per_class
+        sampling = dataclasses.replace(self.config.sampling, count=count)
+        drawn = []
+        for c in range(len(self.classes)):
+            # Seeds apart, so that no class begins with another's starting noise.
+            drawn.append(
+                draw_images(
+                    self.bundle, pick(weights, c), sampling, seed=seed * len(self.classes) + c
+                )
+            )
+            progress(c + 1, len(self.classes))
+        return torch.cat(drawn), torch.arange(len(self.classes)).repeat_interleave(count)
+
+    def _dpsgd(
+        self, cell: Cell, images: Tensor, labels: Tensor, budget: PrivacyBudget, progress: Progress
+    ) -> dict[str, float]:
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        config = self.config.classifier(
+            cell.method, n=len(images), image_shape=shape, classes=len(self.classes)
+        )
+        start = None
+        if cell.method == "dpsgd_from_public":
+            start = self._public_start(config)
+        with tempfile.TemporaryDirectory() as scratch, one_thread():
+            fitted = fit_classifier(
+                to_records(images, labels, self.classes),
+                classes=self.classes,
+                config=config,
+                expected_units=len(images),
+                budget=budget,
+                ledger=Ledger(Path(scratch) / "ledger.db"),
+                dataset=f"labelled {secrets.token_hex(16)}",  # one ledger a dataset: this is new
+                out=Path(scratch) / "classifier",
+                start=start,
+                speed=self.speed,
+                progress=progress,
+            )
+            return self.accuracy(fitted.predict)
+
+    def _public_start(self, config: ClassifierConfig) -> dict[str, Tensor]:
+        """Weights trained on the public images without privacy; made once for each network."""
+        if config.network not in self._starts:
+            self._starts[config.network] = train_start(config, *self.public)
+        return self._starts[config.network]
+
+    @cached_property
+    def _starts(self) -> dict[object, dict[str, Tensor]]:
+        return {}
+
+
+def train_start(config: ClassifierConfig, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The network of a DP-SGD run, trained on public images.
+
+    Args:
+        config: its network.
+        images: float32 [N, C, H, W], public.
+        labels: int64 [N].
+
+    Returns:
+        Its weights.
+    """
+    rng = torch.Generator().manual_seed(0)
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = WideResNet(config.network)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=START_STEPS)
+        for _ in range(START_STEPS):
+            part = torch.randint(len(images), (START_BATCH,), generator=rng)
+            loss = functional.cross_entropy(model(images[part]), labels[part])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return {name: p.detach() for name, p in model.state_dict().items()}
+
+
+def cell_base(config: LabelledConfig, cell: Cell, bundle_hash: Callable[[], str]) -> str:
+    """What a row's `base` says: the bundle, or the settings that a classifier was trained with.
+
+    Rows of other settings are other rows, so a recipe that was changed measures its cells anew.
+    """
+    if cell.method == "hyper":
+        return f"{Path(config.bundle).name}-{bundle_hash()[:8]}"
+    values: dict[str, object] = {"steps": config.classifier_steps}
+    if cell.method.startswith("dpsgd"):
+        made = config.classifier(cell.method, n=cell.n or 1, image_shape=(1, 28, 28), classes=10)
+        values = dataclasses.asdict(made)
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{'wrn' if cell.method.startswith('dpsgd') else 'cnn'}-{digest}"
+
+
+def run_labelled(
+    config: LabelledConfig,
+    out: Path,
+    *,
+    speed: Speed | None = None,
+    on_cell: Callable[[Cell, int, int], Progress] | None = None,
+) -> list[Row]:
+    """Makes every cell that the results file does not hold yet.
+
+    Args:
+        config: the recipe.
+        out: JSONL; a run that was killed goes on after its last whole cell.
+        speed: of the `dpsgd` methods.
+        on_cell: called with (cell, number, cells in all); returns the cell's own progress callback.
+
+    Returns:
+        The rows of this recipe's cells, old and new, in the order of the cells.
+    """
+    worlds: dict[str, LabelledSet] = {}
+
+    def world(name: str) -> LabelledSet:
+        if name not in worlds:
+            worlds.clear()  # one set in memory at a time
+            worlds[name] = LabelledSet(config, name, speed or Speed())
+        return worlds[name]
+
+    sizes = {name: len(world(name).data.pool) for name in config.private_sets}
+    known = [row for row in read_rows(out) if row.bench == config.bench]
+    todo = list(labelled_cells(config, sizes))
+    rows: list[Row] = []
+    for number, cell in enumerate(todo):
+        base = cell_base(config, cell, lambda: world(cell.private_set).bundle.hash)  # noqa: B023
+        key = (base, *dataclasses.astuple(cell))
+        old = [r for r in known if key == (r.base, r.private_set, r.method, r.n, r.epsilon, r.seed)]
+        if old:
+            rows += old
+            continue
+        progress = on_cell(cell, number, len(todo)) if on_cell is not None else _silent
+        began = time.monotonic()
+        figures = world(cell.private_set).measure(cell, progress)
+        new = [
+            Row(
+                bench=config.bench,
+                base=base,
+                private_set=cell.private_set,
+                method=cell.method,
+                n=cell.n,
+                epsilon=cell.epsilon,
+                delta=None if cell.epsilon is None else config.delta,
+                seed=cell.seed,
+                metric=metric,
+                value=value,
+                seconds=round(time.monotonic() - began, 1),
+                peak_rss_mb=peak_rss_mb(),
+                **provenance(),
+            )
+            for metric, value in figures.items()
+        ]
+        append_rows(out, new)
+        rows += new
+    return rows
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress."""

@@ -1,0 +1,156 @@
+"""Recipes of the labelled benchmark: TOML on disk, a frozen dataclass inside, and its cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hyperdp.errors import UsageError
+from hyperdp.eval.bench_recipe import RECIPES, Cell
+from hyperdp.eval.study import SamplingConfig
+from hyperdp.private.classifier.config import ClassifierConfig
+from hyperdp.private.classifier.network import NetworkConfig
+
+METHODS = ("public_only", "nonprivate", "dpsgd", "dpsgd_from_public", "hyper")
+NEEDS_PUBLIC = ("public_only", "dpsgd_from_public")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledConfig:
+    """A recipe of the labelled benchmark: accuracy on real images that nothing was trained on.
+
+    Attributes:
+        bench: its name, in every row.
+        private_sets: see `hyperdp.eval.private_sets`; or the .npz of a public task, for tuning.
+        n: numbers of private records; one that a set does not have is left out for that set.
+        epsilon: budgets. delta: of every budget. seeds: of draws of records and of training.
+        methods: out of `METHODS`.
+            `hyper`: a labelled release, an adapter for each class, and a classifier of its images.
+            `dpsgd`: De et al. 2022 on the same records; `dpsgd/NAME` with a variant's settings.
+            `dpsgd_from_public`: the same, begun with weights trained on the public images.
+            `nonprivate`: the classifier of `hyper` on the records themselves.
+            `public_only`: that classifier on the public images: the control without any privacy.
+        bundle: of the method `hyper`.
+        public: .npz of `hyperdp pretrain digits`, for the methods that need it.
+        classifier_steps: of the classifier of images, of 50 images each; the same for every method.
+        images_per_class: drawn from each adapter. sampling: how.
+        share: expected batch over n of `dpsgd`, as n differs from cell to cell.
+        dpsgd: the other values of its `ClassifierConfig`. network: of its `NetworkConfig`.
+        variants: name → values of either that a variant has otherwise, for tuning and ablation.
+    """
+
+    bench: str
+    private_sets: list[str]
+    n: list[int]
+    epsilon: list[float]
+    delta: float
+    seeds: list[int]
+    methods: list[str]
+    bundle: str = "glyphs"
+    public: str = ""
+    classifier_steps: int = 600
+    images_per_class: int = 200
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    share: float = 0.25
+    dpsgd: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = {*METHODS, *(f"dpsgd/{name}" for name in self.variants)}
+        if unknown := sorted(set(self.methods) - known):
+            raise UsageError(
+                expected=f"methods out of {', '.join(sorted(known))}",
+                found=", ".join(unknown),
+                todo="Correct the recipe.",
+            )
+        if not self.public and set(self.methods) & set(NEEDS_PUBLIC):
+            raise UsageError(
+                expected="`public`, the .npz that `hyperdp pretrain digits` wrote",
+                found=f"none, with methods {', '.join(self.methods)}",
+                todo="Add it to the recipe.",
+            )
+
+    def classifier(
+        self, method: str, *, n: int, image_shape: tuple[int, int, int], classes: int
+    ) -> ClassifierConfig:
+        """The settings of a `dpsgd…` method in a cell.
+
+        Args:
+            method: with its variant's name after the stroke.
+            n: records of the cell; public in a benchmark.
+            image_shape: [C, H, W].
+            classes: L.
+        """
+        changes = dict(self.variants[method.partition("/")[2]]) if "/" in method else {}
+        network = {**self.network, **changes.pop("network", {})}
+        lists = {key: tuple(value) for key, value in network.items() if isinstance(value, list)}
+        share = changes.pop("share", self.share)
+        return ClassifierConfig(
+            **{**self.dpsgd, **changes},
+            batch_size=max(1, round(share * n)),
+            network=NetworkConfig(**{**network, **lists}, image_shape=image_shape, classes=classes),
+        )
+
+
+def labelled_cells(config: LabelledConfig, sizes: dict[str, int]) -> Iterator[Cell]:
+    """Every cell of a recipe.
+
+    Args:
+        config: the recipe.
+        sizes: records in each private set's pool.
+    """
+    for name in config.private_sets:
+        for method in config.methods:
+            for n in [m for m in config.n if m <= sizes[name]]:
+                for epsilon in config.epsilon:
+                    for seed in config.seeds:
+                        private = method not in {"public_only", "nonprivate"}
+                        uses_records = method != "public_only"
+                        if (private or epsilon == config.epsilon[0]) and (
+                            uses_records or n == config.n[0]
+                        ):
+                            yield Cell(
+                                private_set=name,
+                                method=method,
+                                n=n if uses_records else None,
+                                epsilon=epsilon if private else None,
+                                seed=seed,
+                            )
+
+
+def read_labelled_recipe(name_or_path: str, only: list[str] | None = None) -> LabelledConfig:
+    """Reads a recipe of the labelled benchmark.
+
+    Args:
+        name_or_path: a TOML file, or the name of a shipped recipe.
+        only: keep these private sets.
+
+    Raises:
+        UsageError: no such recipe, bad TOML, or keys that do not fit.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        path = RECIPES / f"{name_or_path}.toml"
+    if not path.is_file():
+        raise UsageError(
+            expected="a recipe: a TOML file or a shipped name",
+            found=repr(name_or_path),
+            todo="Shipped recipes of this kind: labelled-quick, labelled-full.",
+        )
+    try:
+        values = tomllib.loads(path.read_text())
+        sampling = SamplingConfig(**values.pop("sampling", {}))
+        config = LabelledConfig(**values, sampling=sampling)
+        for method in config.methods:  # so that a bad value is found before the first cell
+            if method.startswith("dpsgd"):
+                config.classifier(method, n=max(config.n), image_shape=(1, 28, 28), classes=10)
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        raise UsageError(
+            expected=f"a labelled recipe in {path}", found=str(error), todo="Correct the file."
+        ) from error
+    return config if not only else dataclasses.replace(config, private_sets=only)

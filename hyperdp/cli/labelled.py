@@ -1,0 +1,69 @@
+"""`hyperdp labelled`: the table of classifiers, by what they were trained on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def labelled_command(
+    recipe: Annotated[str, typer.Argument(help="A recipe: a TOML file, or a shipped name.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSONL; eval/results/BENCH.jsonl by default.")
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="Also write the table between its marks in this Markdown page."),
+    ] = None,
+    private_set: Annotated[
+        list[str] | None, typer.Option(help="Only this private set; may be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of the DP-SGD classifier.")] = "cpu",
+    microbatch: Annotated[
+        int, typer.Option(min=1, help="Examples whose gradients are held at once.")
+    ] = 64,
+) -> None:
+    """Train classifiers with and without privacy, and measure them on real images held out.
+
+    Killed and started again, it loses at most the cell it was in.
+
+    Example: hyperdp labelled labelled-quick
+    """
+    from hyperdp.eval.bench_recipe import Cell
+    from hyperdp.eval.labelled import run_labelled
+    from hyperdp.eval.labelled_recipe import read_labelled_recipe
+    from hyperdp.eval.results import RESULTS, render_into, to_markdown
+    from hyperdp.private.classifier.training import Speed
+
+    config = read_labelled_recipe(recipe, private_set)
+    path = out if out is not None else RESULTS / f"{config.bench}.jsonl"
+    console = Console(stderr=True)
+
+    def on_cell(cell: Cell, number: int, total: int) -> Callable[[int, int], None]:
+        size = "" if cell.n is None else f" n={cell.n}"
+        size += "" if cell.epsilon is None else f" ε={cell.epsilon:g}"
+        title = f"{number + 1}/{total} {cell.private_set} {cell.method}{size} seed {cell.seed}"
+        console.print(title)
+        last = time.monotonic()
+
+        def progress(done: int, count: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > 30:
+                last = time.monotonic()
+                console.print(f"   {done}/{count}")
+
+        return progress
+
+    rows = run_labelled(
+        config, path, speed=Speed(microbatch=microbatch, device=device), on_cell=on_cell
+    )
+    table = to_markdown(rows, ("accuracy", "worst_class_accuracy"))
+    typer.echo(table, nl=False)
+    if into is not None:
+        render_into(into, config.bench, table)
+    console.print(f"rows in {path}; measured on private data: not differentially private")

@@ -1,0 +1,194 @@
+"""The labelled benchmark: its cells, its settings, its rows, and that a kill loses one cell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hyperdp.errors import DataError, UsageError
+from hyperdp.eval import labelled
+from hyperdp.eval.bench import load_set
+from hyperdp.eval.labelled import LabelledSet, run_labelled
+from hyperdp.eval.labelled_recipe import LabelledConfig, labelled_cells, read_labelled_recipe
+from hyperdp.eval.results import read_rows
+from hyperdp.eval.study import SamplingConfig
+from hyperdp.pretrain.corpus_sample import open_sample
+from hyperdp.pretrain.digits import draw_digits
+from hyperdp.private.classifier.training import Speed
+from tests.worlds import tiny_bundle
+
+
+def write_public(path: Path, count: int = 100) -> Path:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for key in ("pool", "reference"):
+        labels = np.arange(count, dtype=np.int64) % 10
+        images = rng.integers(0, 40, (count, 1, 28, 28)).astype(np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[0, 2 * label + 4 : 2 * label + 6] = 255  # a bar whose height tells the class
+        arrays |= {key: images, f"{key}_labels": labels}
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch) -> LabelledConfig:
+    monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "config"))
+    tiny_bundle(tmp_path / "bundle")
+    return LabelledConfig(
+        bench="test",
+        private_sets=["digits"],
+        n=[200, 5000],
+        epsilon=[4.0],
+        delta=1e-4,
+        seeds=[0],
+        methods=["public_only", "nonprivate", "dpsgd", "dpsgd_from_public", "dpsgd/bare", "hyper"],
+        bundle=str(tmp_path / "bundle"),
+        public=str(write_public(tmp_path / "public.npz")),
+        classifier_steps=8,
+        images_per_class=10,
+        sampling=SamplingConfig(steps=2, batch_size=10, bf16=False),
+        dpsgd={"steps": 2, "multiplicity": 1, "flip": False},
+        network={"stem_stride": 2, "widths": [8], "strides": [2], "blocks": 1, "stem_width": 8},
+        variants={"bare": {"multiplicity": 0, "ema": 0.0, "network": {"group_norm": False}}},
+    )
+
+
+def test_cells_vary_with_what_a_method_depends_on_and_no_more(config):
+    many = replace(config, epsilon=[1.0, 3.0], seeds=[0, 1], n=[100, 200, 5000])
+    cells = list(labelled_cells(many, {"digits": 898}))
+    assert len(set(cells)) == len(cells)
+    counts = {m: sum(c.method == m for c in cells) for m in many.methods}
+    assert counts == {
+        "public_only": 2, "nonprivate": 4, "dpsgd": 8, "dpsgd_from_public": 8, "dpsgd/bare": 8,
+        "hyper": 8,
+    }  # fmt: skip
+    assert {c.n for c in cells} == {None, 100, 200}  # 5,000 are not there
+
+
+def test_a_variant_changes_its_own_values_alone(config):
+    shape = {"n": 200, "image_shape": (1, 28, 28), "classes": 10}
+    plain, bare = config.classifier("dpsgd", **shape), config.classifier("dpsgd/bare", **shape)
+    assert plain.batch_size == 50
+    assert plain.network.group_norm
+    assert bare == replace(
+        plain, multiplicity=0, ema=0.0, network=replace(plain.network, group_norm=False)
+    )
+    with pytest.raises(UsageError, match="magic"):
+        replace(config, methods=["magic"])
+    with pytest.raises(UsageError, match="pretrain digits"):
+        replace(config, public="")
+
+
+def test_a_killed_run_goes_on_and_every_method_is_measured(config, tmp_path, monkeypatch):
+    out = tmp_path / "rows.jsonl"
+    honest = LabelledSet.measure
+    left = 3
+
+    class KilledError(Exception):
+        pass
+
+    def dies(self, cell, progress):
+        nonlocal left
+        if left == 0:
+            raise KilledError
+        left -= 1
+        return honest(self, cell, progress)
+
+    monkeypatch.setattr(LabelledSet, "measure", dies)
+    with pytest.raises(KilledError):
+        run_labelled(config, out, speed=Speed(microbatch=25))
+    before = read_rows(out)
+    assert {r.method for r in before} == {"public_only", "nonprivate", "dpsgd"}
+    left = 100
+    rows = run_labelled(config, out, speed=Speed(microbatch=25))
+    assert rows[: len(before)] == before
+    assert {r.method for r in rows} == set(config.methods)
+    assert {r.metric for r in rows} == {"accuracy", "worst_class_accuracy"}
+    assert all(0 <= r.value <= 1 for r in rows)
+    assert len({r.base for r in rows if r.method.startswith("dpsgd")}) == 2  # settings told apart
+    left = 0
+    assert run_labelled(config, out) == rows
+    left = 100  # another setting is another row
+    changed = replace(config, methods=["dpsgd"], dpsgd={**config.dpsgd, "lr": 0.5})
+    assert run_labelled(changed, out)[0].base not in {r.base for r in rows}
+
+
+def test_the_images_of_an_adapter_are_labelled_with_its_class(config, monkeypatch):
+    world = LabelledSet(config, "digits", Speed())
+    asked = []
+
+    def drawn(bundle, weights, sampling, *, seed, progress=None):
+        asked.append(float(sum(b.sum() for _, b in weights.values())))
+        return torch.full((sampling.count, 1, 28, 28), float(len(asked)))
+
+    monkeypatch.setattr(labelled, "draw_images", drawn)
+    images, labels = world.data.records(200, seed=0)
+    budget = labelled.PrivacyBudget(epsilon=8.0, delta=1e-4)
+    made, of = world._synthetic(images, labels, budget, 0, lambda done, total: None)
+    assert len(set(asked)) == 10  # ten adapters, no two the same
+    assert torch.equal(made[:, 0, 0, 0].long() - 1, of)
+    assert torch.equal(of.bincount(), torch.full((10,), 10))
+
+
+def test_accuracy_is_over_the_reference_and_names_the_worst_class(config):
+    world = LabelledSet(config, "digits", Speed())
+    right = world.data.reference_labels
+    assert world.accuracy(lambda images: right) == {"accuracy": 1.0, "worst_class_accuracy": 1.0}
+    spoilt = torch.where(right == 7, 0, right)
+    found = world.accuracy(lambda images: spoilt)
+    assert found["worst_class_accuracy"] == 0
+    assert found["accuracy"] == pytest.approx(float((right != 7).float().mean()))
+
+
+def test_the_public_control_learns_the_public_task(config, tmp_path):
+    public = replace(
+        config, private_sets=[config.public], n=[100], classifier_steps=60, methods=["public_only"]
+    )
+    rows = run_labelled(public, tmp_path / "rows.jsonl")
+    assert rows[0].value > 0.9
+    assert load_set(config.public).pool_labels.tolist()[:3] == [0, 1, 2]
+
+
+def test_sets_without_labels_and_bad_recipes_are_refused(config, tmp_path):
+    path = tmp_path / "plain.npz"
+    np.savez(path, pool=np.zeros((4, 1, 28, 28), np.uint8), reference=np.zeros((4, 1, 28, 28)))
+    with pytest.raises(DataError, match="with labels"):
+        LabelledSet(config, str(path), Speed())
+    with pytest.raises(DataError, match="labelled public"):
+        _ = LabelledSet(replace(config, public=str(path)), "digits", Speed()).public
+    for text in ("bench = 1", "bench = ", "x = 1"):
+        (tmp_path / "r.toml").write_text(text)
+        with pytest.raises(UsageError, match="Correct the file"):
+            read_labelled_recipe(str(tmp_path / "r.toml"))
+    with pytest.raises(UsageError, match="labelled-quick"):
+        read_labelled_recipe("nothing")
+
+
+@pytest.mark.parametrize("name", ["labelled-quick", "labelled-full", "classifier-ablation"])
+def test_shipped_recipes_are_whole(name):
+    recipe = read_labelled_recipe(name)
+    assert read_labelled_recipe(name, ["digits"]).private_sets == ["digits"]
+    assert recipe.seeds
+    if name.startswith("labelled"):
+        assert {"hyper", "dpsgd", "nonprivate", "public_only"} <= set(recipe.methods)
+        assert recipe.epsilon == [1.0, 3.0, 8.0]
+        assert recipe.seeds == [0, 1, 2]
+
+
+def test_public_digits_are_balanced_and_shown_as_labelled():
+    corpus = open_sample()
+    images, labels = draw_digits(corpus, 0, 200, torch.Generator().manual_seed(0))
+    assert images.shape == (200, 1, 28, 28)
+    assert torch.equal(labels.bincount(), torch.full((10,), 20))
+    means = torch.stack([images[labels == d].mean(0) for d in range(10)])
+    more, truth = draw_digits(corpus, 0, 300, torch.Generator().manual_seed(1))
+    nearest = torch.cdist(more.flatten(1), means.flatten(1)).argmin(1)
+    assert (nearest == truth).float().mean() > 0.4  # chance is 0.1
+    nameless = replace(corpus, names={**corpus.names, "char": ["?"] * len(corpus.names["char"])})
+    with pytest.raises(DataError, match="digit 0"):
+        draw_digits(nameless, 0, 10, torch.Generator())
