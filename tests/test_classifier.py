@@ -31,7 +31,7 @@ from hyperdp.private.classifier.gradients import (
     unflatten,
 )
 from hyperdp.private.classifier.network import NetworkConfig, WideResNet, WSConv2d, wide_resnet
-from hyperdp.private.classifier.training import Speed, averaged, noisy_mean, train
+from hyperdp.private.classifier.training import Speed, averaged, filled, noisy_mean, train
 from hyperdp.private.learners.normal import SystemNormal
 from hyperdp.private.records import Record
 
@@ -105,6 +105,27 @@ def test_gradients_agree_with_opacus():
     functional.cross_entropy(hooked(images), labels, reduction="sum").backward()
     for name, p in model.named_parameters():
         assert torch.allclose(found[name], p.grad_sample, rtol=1e-4, atol=1e-6), name
+
+
+def test_a_gradient_is_the_same_to_the_bit_under_permutation_and_other_companions():
+    torch.manual_seed(0)
+    model = WideResNet(TINY)
+    images, labels = world(16)
+    views = torch.stack([images, -images, images.flip(3)], 1)
+
+    def gradients(some, shown):
+        some, shown = filled(some, 16), filled(shown, 16)
+        grads = per_example_gradients(model, weights(model), some, shown)
+        return torch.cat([g.flatten(1) for g in grads.values()], 1)
+
+    first = gradients(views, labels)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(gradients(views[order], labels[order]), first[order])
+    assert torch.equal(gradients(views[:5], labels[:5])[:5], first[:5])
+    for companion in (torch.nan, 1e30, -1.0):
+        other = views.clone()
+        other[8:] = companion
+        assert torch.equal(gradients(other, labels)[:8], first[:8])
 
 
 def test_the_mean_over_views_comes_before_the_clip():

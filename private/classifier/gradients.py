@@ -21,6 +21,7 @@ def per_example_gradients(
 ) -> dict[str, Tensor]:
     """The gradient of each example: of the mean cross-entropy over its K views.
 
+    An example's gradient is the same to the bit whatever the others are, as long as B is the same.
     The mean over views is taken inside, so clipping what comes back bounds what one example does
     (De et al. 2022, section 4.2): K views cost no more privacy than one.
 

@@ -61,6 +61,16 @@ def noisy_mean(total: Tensor, *, noise_multiplier: float, divisor: float, normal
     return (total + noise.round()) / (BOUND * divisor)
 
 
+def filled(rows: Tensor, count: int) -> Tensor:
+    """The rows and zeros after them, `count` in all.
+
+    The gradients of a microbatch are always taken at one shape: at another one an example's own
+    may differ in its last bits, and which shape it meets would depend on the other examples.
+    """
+    zeros = torch.zeros(count - len(rows), *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+    return torch.cat([rows, zeros])
+
+
 def averaged(average: Params, params: Params, ema: float, step: int) -> dict[str, Tensor]:
     """The weight average after step t = 0, 1, …: decay min(μ, (1 + t) / (10 + t)); 0 follows."""
     decay = min(ema, (1 + step) / (10 + step))
@@ -118,8 +128,10 @@ def train(
                 flip=config.flip,
                 rng=rng,
             )
-            grads = per_example_gradients(model, params, views, labels[part].to(speed.device))
-            total += clip_to_steps(grads, config.clip_norm).sum(0, dtype=torch.float64)
+            views, shown = filled(views, speed.microbatch), filled(labels[part], speed.microbatch)
+            grads = per_example_gradients(model, params, views, shown.to(speed.device))
+            steps = clip_to_steps(grads, config.clip_norm)[: len(part)]  # [b, P]
+            total += steps.sum(0, dtype=torch.float64)
         mean = noisy_mean(
             total, noise_multiplier=noise_multiplier, divisor=config.batch_size, normal=normal
         )
