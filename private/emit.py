@@ -6,11 +6,14 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hyperdp.bundle import Bundle
+from hyperdp.drift import Measured
 from hyperdp.errors import BundleError, UsageError
+from hyperdp.guard import Finding, load_guard
 from hyperdp.lora import Weights, pick, save_peft
 from hyperdp.private.release import Release
 
@@ -29,6 +32,47 @@ def adapter_weights(bundle: Bundle, mean: Tensor, noise_std: Tensor) -> Weights:
     with torch.no_grad():
         weights: Weights = bundle.hypernetwork(mean.float(), noise_std.float())
     return weights
+
+
+def measured_classes(release: Release) -> list[Measured]:
+    """What a release tells of each class, as `hyperdp.drift` compares it."""
+    spec = release.certificate.spec
+    noisy = release.certificate.sigma_lattice / spec.count_bound * spec.counts_are_private
+    parts = zip(release.mean().numpy(), release.mean_noise_std(), release.count(), strict=True)
+    return [
+        Measured(
+            mean=mean.astype(np.float64),
+            noise_std=float(std),
+            units=float(count),
+            units_std=float(noisy),
+        )
+        for mean, std, count in parts
+    ]
+
+
+def judge_release(release: Release | str | Path, bundle: Bundle) -> Finding | None:
+    """Whether a release lies further from all public tasks than its noise explains.
+
+    Args:
+        release: a release, or the folder it lies in.
+        bundle: the bundle that the release was made with.
+
+    Returns:
+        The finding; None where the bundle has no calibration data.
+
+    Raises:
+        BundleError: the calibration data is damaged or another bundle's.
+    """
+    guard = load_guard(bundle.path, bundle.hash)
+    if guard is None:
+        return None
+    loaded = release if isinstance(release, Release) else Release.load(Path(release))
+    return guard.judge(
+        loaded.mean().double().numpy(),
+        loaded.mean_noise_std().double().numpy(),
+        loaded.count(),
+        noisy_count=loaded.certificate.spec.counts_are_private,
+    )
 
 
 def emit_adapter(release: Release | str | Path, bundle: Bundle, out: str | Path) -> list[Path]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+NOT_JUDGED = (
+    "Whether the data is like the public data was not judged: the bundle has no calibration data "
+    "(`hyperdp pretrain forecast` makes it)."
+)
 
 
 def emit_command(
@@ -26,12 +32,16 @@ def emit_command(
     Example: hyperdp emit out/release -o out/adapter
     """
     from hyperdp.bundle import load_bundle
-    from hyperdp.private.emit import emit_adapter
+    from hyperdp.private.emit import emit_adapter, judge_release
 
-    folders = emit_adapter(release, load_bundle(bundle), out)
+    loaded = load_bundle(bundle)
+    finding = judge_release(release, loaded)
+    folders = emit_adapter(release, loaded, out)
     if as_json:
-        typer.echo(json.dumps({"adapters": [str(f) for f in folders]}))
+        judged = None if finding is None else dataclasses.asdict(finding)
+        typer.echo(json.dumps({"adapters": [str(f) for f in folders], "guard": judged}))
         return
     for folder in folders:
         typer.echo(f"adapter in {folder}")
+    typer.echo(NOT_JUDGED if finding is None else finding.sentence())
     typer.echo("Draw from it with `hyperdp sample`, or load it with peft and diffusers.")
