@@ -1,0 +1,110 @@
+"""`hyperdp pretrain forecast`: what `plan`, the guard and `drift` know, from public tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def forecast_command(
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder, or a shipped one's name.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the files; the bundle's own by default."),
+    ] = None,
+    tasks: Annotated[int, typer.Option(min=9, help="Held-out public tasks of the table.")] = 24,
+    lora_steps: Annotated[
+        int, typer.Option(min=1, help="Steps of non-private LoRA; the benchmark's are 500.")
+    ] = 500,
+    fid: Annotated[
+        bool, typer.Option("--fid", help="Measure FID too: images for every cell, hours.")
+    ] = False,
+    samples: Annotated[int, typer.Option(min=64, help="Images of each cell, with --fid.")] = 1000,
+    guard: Annotated[bool, typer.Option(help="Make the guard's calibration data.")] = True,
+    guard_tasks: Annotated[
+        int, typer.Option(min=100, help="Training tasks, and as many held-out ones, of the guard.")
+    ] = 600,
+    table: Annotated[bool, typer.Option(help="Make the table of the forecast.")] = True,
+    corpus: Annotated[
+        str, typer.Option(help="The public corpus: `glyphs`, or `sample`, which ships for tests.")
+    ] = "glyphs",
+    work: Annotated[
+        Path, typer.Option(help="Folder where finished tasks are kept, to go on after a kill.")
+    ] = Path("runs/forecast"),
+    seed: Annotated[int, typer.Option(help="Of the draws of public tasks.")] = 0,
+) -> None:
+    """Measure a bundle on held-out public tasks, once, for `plan`, the guard and `drift`.
+
+    Both files name the bundle by its hash and are refused beside any other bundle.
+
+    Example: hyperdp pretrain forecast glyphs
+    """
+    from hyperdp.bundle import load_bundle
+    from hyperdp.eval.results import provenance
+    from hyperdp.forecast import Forecast, ForecastTable
+    from hyperdp.pretrain.forecast import ForecastConfig, Measure, loss_measure, make_tables
+    from hyperdp.pretrain.guard import GuardConfig, make_guard
+    from hyperdp.pretrain.recipe import open_recipe_corpus
+
+    loaded = load_bundle(bundle)
+    folder = out if out is not None else loaded.path
+    folder.mkdir(parents=True, exist_ok=True)
+    public = open_recipe_corpus({"corpus": corpus})
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        if guard:
+            step = bar.add_task("guard: tasks", total=2 * guard_tasks)
+            config = GuardConfig(reference=guard_tasks, calibration=guard_tasks, seed=seed)
+            made = make_guard(
+                loaded, public, config, lambda done, _: bar.update(step, completed=done)
+            )
+            typer.echo(f"guard in {made.save(folder)}")
+        if not table:
+            return
+        import torch
+
+        from hyperdp.eval.study import SamplingConfig, lora_weights
+        from hyperdp.lora import Weights
+        from hyperdp.private.finetune import FinetuneConfig
+
+        began = time.monotonic()
+        sampling = SamplingConfig(count=samples, steps=16, batch_size=100)
+        finetune = FinetuneConfig(rank=8, steps=lora_steps)
+        measures: dict[str, Measure] = {"loss": loss_measure}
+        if fid:
+            from hyperdp.eval.features import EfficientNetLite0
+            from hyperdp.eval.forecast_measures import FidMeasure
+
+            measures["fid"] = FidMeasure(EfficientNetLite0(), sampling)
+
+        def nonprivate(records: torch.Tensor, number: int) -> Weights:
+            return lora_weights(loaded, records, finetune, seed=number)
+
+        step = bar.add_task("forecast: tasks", total=tasks)
+        settings = {"finetune": dataclasses.asdict(finetune)}
+        if fid:
+            settings["sampling"] = dataclasses.asdict(sampling)
+        tables: list[ForecastTable] = make_tables(
+            loaded,
+            public,
+            ForecastConfig(tasks=tasks, queries=1000 if fid else 256, seed=seed),
+            work,
+            nonprivate=nonprivate,
+            measures=measures,
+            settings=settings,
+            progress=lambda done, _: bar.update(step, completed=done),
+        )
+    facts = {**provenance(), "seconds": round(time.monotonic() - began), "settings": settings}
+    forecast = Forecast(bundle=loaded.name, bundle_hash=loaded.hash, tables=tables, made=facts)
+    typer.echo(f"forecast in {forecast.save(folder)}")

@@ -1,0 +1,232 @@
+"""Makes the table of a forecast: ρ(z) on held-out public tasks, by noise level and number of units.
+
+What costs is non-private LoRA, the mark that gains are measured against; a task is written down as
+soon as it is done, so a run that was killed loses one task at most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hyperdp.bundle import Bundle
+from hyperdp.encoder import clip
+from hyperdp.forecast import ForecastTable
+from hyperdp.guard import COUNT_WEIGHT
+from hyperdp.lora import Weights, adapters
+from hyperdp.pretrain.corpus import Corpus
+from hyperdp.pretrain.tasks import TaskMix, TaskSampler
+
+Progress = Callable[[int, int], None]
+LOSS_QUERIES = 256  # held-out records that the loss is taken on
+NonPrivate = Callable[[Tensor, int], Weights]
+"""(records float32 [n, C, H, W], seed) → the adapter of LoRA without privacy."""
+
+
+class Measure(Protocol):
+    """One figure of an adapter on one task; smaller is better."""
+
+    def __call__(self, bundle: Bundle, weights: Weights, queries: Tensor) -> float:
+        """The figure of one adapter ({} for the base) on records that it has not seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastConfig:
+    """Which tasks and cells.
+
+    Attributes:
+        tasks: T; an 80 % interval needs 9 that LoRA gains something on.
+        units: numbers of units; the largest is what non-private LoRA is trained on.
+        noise_std: noise levels of the mean.
+        queries: held-out records of each task.
+        mix: how often each kind of task is drawn.
+        seed: of the draws.
+    """
+
+    tasks: int = 24
+    units: tuple[int, ...] = (64, 256, 2048)
+    noise_std: tuple[float, ...] = (5e-4, 2e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.2)
+    queries: int = 256
+    mix: TaskMix = dataclasses.field(default_factory=lambda: TaskMix(everything=0.0))
+    seed: int = 0
+
+
+@torch.no_grad()
+def loss_measure(bundle: Bundle, weights: Weights, queries: Tensor) -> float:
+    """The base model's own loss on records that were not trained on, at fixed times and noise.
+
+    Times are the logit-normal ones of training, stratified; times and noise are the same for every
+    adapter, so that what differs between two is the adapter alone.
+    """
+    queries = queries[:LOSS_QUERIES]
+    count = len(queries)
+    rng = torch.Generator().manual_seed(0)
+    place = (torch.randperm(count, generator=rng) + 0.5) / count
+    s = torch.sigmoid(math.sqrt(2) * torch.erfinv(2 * place - 1))  # [count]
+    noise = torch.randn(queries.shape, generator=rng)
+    total = 0.0
+    with adapters(bundle.base.model, weights):
+        for part in torch.split(torch.arange(count), 64):
+            total += float(bundle.base.loss_at(queries[part], s[part], noise[part]).sum())
+    return total / count
+
+
+def released_mean(
+    embedded: Tensor, *, units: int, noise_std: float, clip_norm: float, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What ρ would be given by a release of the first `units` records under add-remove.
+
+    The divisor is noisy too: n̂ = n + σ/w · ζ, and σ/w = noise_std · n / w.
+
+    Args:
+        embedded: float32 [K, k], clipped embeddings.
+        units: n.
+        noise_std: σ / n, in the embedding's units.
+        clip_norm: C.
+        rng: CPU generator; one state gives one draw, whatever the noise level.
+
+    Returns:
+        mean float32 [1, k] and its noise std float32 [1], both over max(n̂, 1).
+    """
+    draw = torch.randn(embedded.shape[1] + 1, generator=rng)
+    count = units * (1 + noise_std / (COUNT_WEIGHT * clip_norm) * float(draw[-1]))
+    ratio = units / max(count, 1.0)
+    mean = embedded[:units].mean(0) + noise_std * draw[:-1]  # [k]
+    return (mean * ratio)[None], torch.full((1,), noise_std * ratio)
+
+
+def measure_task(
+    bundle: Bundle,
+    images: Tensor,
+    config: ForecastConfig,
+    *,
+    nonprivate: NonPrivate,
+    measures: Mapping[str, Measure],
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Every figure of one task.
+
+    Args:
+        bundle: φ, ρ and base.
+        images: float32 [max(units) + queries, C, H, W], records of the task.
+        config: see `ForecastConfig`.
+        nonprivate: trains LoRA on records.
+        measures: quantity → measure.
+        seed: of records, noise and LoRA.
+
+    Returns:
+        quantity → base, public_mean, lora (figures) and hyper ([N][S] figures).
+    """
+    most = max(config.units)
+    pool, queries = images[:most], images[most:]
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        parts = [bundle.encoder(part).float() for part in torch.split(pool, 256)]
+        embedded = clip(torch.cat(parts), bundle.config.clip_norm)
+        level = torch.full((1,), min(config.noise_std))
+        weights: dict[str, Weights] = {
+            "base": {},
+            "public_mean": bundle.hypernetwork(bundle.public_mean[None], level),
+        }
+    weights["lora"] = nonprivate(pool, seed)
+    figures: dict[str, dict[str, Any]] = {
+        quantity: {name: measure(bundle, w, queries) for name, w in weights.items()}
+        | {"hyper": [[0.0] * len(config.noise_std) for _ in config.units]}
+        for quantity, measure in measures.items()
+    }
+    for i, units in enumerate(config.units):
+        # Records and noise are drawn anew for each size, and shared by its noise levels: a task's
+        # curve over ε then shows the level and not the draw.
+        chosen = embedded[torch.randperm(most, generator=rng)[:units]]
+        state = rng.get_state()
+        for j, noise_std in enumerate(config.noise_std):
+            rng.set_state(state)
+            with torch.no_grad():
+                mean, std = released_mean(
+                    chosen,
+                    units=units,
+                    noise_std=noise_std,
+                    clip_norm=bundle.config.clip_norm,
+                    rng=rng,
+                )
+                adapter = bundle.hypernetwork(mean, std)
+            for quantity, measure in measures.items():
+                figures[quantity]["hyper"][i][j] = measure(bundle, adapter, queries)
+    return figures
+
+
+def make_tables(
+    bundle: Bundle,
+    corpus: Corpus,
+    config: ForecastConfig,
+    folder: Path,
+    *,
+    nonprivate: NonPrivate,
+    measures: Mapping[str, Measure],
+    settings: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> list[ForecastTable]:
+    """Measures every task that is not measured yet, and puts the tables together.
+
+    Args:
+        bundle: whose forecast it is.
+        corpus: public; its validation split gives the tasks.
+        config: see `ForecastConfig`.
+        folder: `tasks-KEY.jsonl` grows here by a line a task; KEY names bundle and settings.
+        nonprivate: trains LoRA on records; the same as the benchmark's.
+        measures: quantity → measure.
+        settings: of `nonprivate` and `measures`, so that other settings are measured anew.
+        progress: called with (tasks done, tasks in all).
+    """
+    what = {
+        "bundle": bundle.hash,
+        "config": {**dataclasses.asdict(config), "tasks": None},
+        "measures": sorted(measures),
+        "settings": dict(settings),
+    }
+    path = folder / f"tasks-{bundle.hash[:12]}-{'-'.join(sorted(measures))}.jsonl"
+    done = _read(path, what)
+    sampler = TaskSampler(corpus, 1, config.mix)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(config.tasks):
+        if index >= len(done):
+            seed = 1_000_003 * config.seed + index  # a task's own: the same however far a run came
+            records = max(config.units) + config.queries
+            images = sampler.draw(1, records, torch.Generator().manual_seed(seed))[0]
+            figures = measure_task(
+                bundle, images, config, nonprivate=nonprivate, measures=measures, seed=seed
+            )
+            done.append(figures)
+            lines = [json.dumps(line) + "\n" for line in (what, *done)]
+            path.with_suffix(".tmp").write_text("".join(lines), encoding="utf-8")
+            path.with_suffix(".tmp").replace(path)
+        if progress is not None:
+            progress(index + 1, config.tasks)
+    return [
+        ForecastTable(
+            quantity=quantity,
+            noise_std=list(config.noise_std),
+            units=list(config.units),
+            base=[task[quantity]["base"] for task in done[: config.tasks]],
+            public_mean=[task[quantity]["public_mean"] for task in done[: config.tasks]],
+            lora=[task[quantity]["lora"] for task in done[: config.tasks]],
+            hyper=[task[quantity]["hyper"] for task in done[: config.tasks]],
+        )
+        for quantity in measures
+    ]
+
+
+def _read(path: Path, what: dict[str, Any]) -> list[dict[str, dict[str, Any]]]:
+    """The tasks that a run before has measured; none where its settings were others."""
+    if not path.is_file():
+        return []
+    first, *tasks = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return tasks if first == json.loads(json.dumps(what)) else []

@@ -1,0 +1,91 @@
+"""Making a forecast and a guard on the sample corpus; released means against a real release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hyperdp.lora import Weights
+from hyperdp.pretrain.corpus_sample import open_sample
+from hyperdp.pretrain.forecast import ForecastConfig, loss_measure, make_tables, released_mean
+from hyperdp.pretrain.foreign import draw_foreign
+from hyperdp.pretrain.guard import GuardConfig, make_guard
+from tests.worlds import tiny_bundle
+
+
+def test_tables_go_on_after_a_kill_and_come_out_the_same(tmp_path: Path) -> None:
+    bundle, corpus = tiny_bundle(tmp_path / "tiny"), open_sample()
+    config = ForecastConfig(tasks=3, units=(4, 16), noise_std=(1e-3, 1e-1), queries=8)
+    trained: list[int] = []
+
+    def nonprivate(records: torch.Tensor, seed: int) -> Weights:
+        trained.append(seed)
+        if dying and len(trained) == 3:
+            raise KeyboardInterrupt
+        assert len(records) == 16
+        return {}
+
+    def make(folder: Path) -> list:
+        return make_tables(
+            bundle, corpus, config, folder,
+            nonprivate=nonprivate, measures={"loss": loss_measure}, settings={"steps": 1},
+        )  # fmt: skip
+
+    dying = True
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "work")
+    dying = False
+    resumed = make(tmp_path / "work")
+    assert len(trained) == 4  # the killed task alone was made again
+    assert resumed == make(tmp_path / "new")
+    [table] = resumed
+    assert table.lora == table.base  # {} is the base itself
+    assert len({*np.ravel(table.hyper)}) == 12  # every cell is a figure of its own
+
+
+def test_a_released_mean_has_the_noise_and_the_noisy_divisor_of_a_release() -> None:
+    embedded = torch.full((50, 4), 0.3)
+    rng = torch.Generator().manual_seed(0)
+    draws = [
+        released_mean(embedded, units=50, noise_std=0.02, clip_norm=1.0, rng=rng)
+        for _ in range(4000)
+    ]
+    means, stds = torch.cat([m for m, _ in draws]), torch.cat([s for _, s in draws])
+    ratio = stds / 0.02  # n / n̂
+    assert float((1 / ratio).std()) == pytest.approx(4 * 0.02, rel=0.05)
+    noise = means / ratio[:, None] - 0.3
+    assert float(noise.std()) == pytest.approx(0.02, rel=0.03)
+
+
+def test_the_loss_is_the_same_for_the_same_adapter_and_differs_for_another(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny")
+    queries = torch.rand(12, 1, 28, 28) * 2 - 1
+    mean, level = torch.full((1, 8), 0.1), torch.full((1,), 0.01)
+    with torch.no_grad():
+        adapter = bundle.hypernetwork(mean, level)
+    assert loss_measure(bundle, {}, queries) == loss_measure(bundle, {}, queries)
+    assert loss_measure(bundle, adapter, queries) != loss_measure(bundle, {}, queries)
+
+
+def test_a_guard_of_the_sample_corpus_is_whole_and_small(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny")
+    config = GuardConfig(reference=12, calibration=10, foreign=9, records=16)
+    guard = make_guard(bundle, open_sample(), config)
+    assert guard.reference.shape == (12, 8) and guard.calibration.shape == (10, 8)
+    assert guard.foreign.shape == (9, 8) and guard.spectra.shape == (10, 8)
+    assert np.trace(guard.scatter) == pytest.approx(1.0)
+    found = guard.p_value(guard.calibration[0], noise_std=0.01, units=16)
+    assert 1 / 11 <= found <= 1
+    again = make_guard(bundle, open_sample(), config)
+    np.testing.assert_array_equal(guard.calibration, again.calibration)
+
+
+def test_foreign_data_is_in_range_and_of_many_kinds() -> None:
+    rng = torch.Generator().manual_seed(0)
+    sets = [draw_foreign((3, 20, 28), 5, rng) for _ in range(40)]
+    assert all(s.shape == (5, 3, 20, 28) and s.abs().max() <= 1 for s in sets)
+    assert all(bool(s.isfinite().all()) for s in sets)
+    assert len({round(float(s.std()), 3) for s in sets}) > 30
