@@ -45,6 +45,7 @@ class Certificate(Statement):
         embedding_dim: k.
         num_classes: L; 1 is unlabelled.
         classes: the L class names given beforehand, or [] where unlabelled.
+        inverted: whether dark was made light in every record before it was embedded.
         bundle_name: name of the bundle.
         bundle_hash: SHA-256 of the bundle.
         encoder_hash: SHA-256 over the encoder's weights as used.
@@ -80,6 +81,7 @@ class Certificate(Statement):
     embedding_dim: int
     num_classes: int
     classes: list[str]
+    inverted: bool
     bundle_name: str
     bundle_hash: str
     encoder_hash: str

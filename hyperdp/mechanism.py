@@ -66,9 +66,8 @@ class MechanismSpec:
             "clip_norm": 2.0**-10 <= self.clip_norm <= MAX_CLIP_NORM,
             "adjacency": self.adjacency in get_args(Adjacency),
         }
-        if wrong := [
-            f"{name}={getattr(self, name)!r}" for name, holds in legal.items() if not holds
-        ]:
+        wrong = [f"{name}={getattr(self, name)!r}" for name, holds in legal.items() if not holds]
+        if wrong:
             raise UsageError(
                 expected="1 <= embedding_dim <= 65536, 1 <= num_classes <= 4096, "
                 f"2^-10 <= clip_norm <= {MAX_CLIP_NORM:g}, adjacency in {get_args(Adjacency)}",
@@ -249,6 +248,5 @@ def add_noise(
     domain, metric = dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T="f64")
     measurement = dp.m.make_gaussian(domain, metric, scale=spec.calibrate(budget).sigma)
     noisy = np.array(cast(list[int], measurement(query.tolist())), dtype=np.int64)
-    sums = noisy[: total._sums.size].reshape(total._sums.shape)
     counts = noisy[total._sums.size :] if spec.counts_are_private else total._counts.copy()
-    return sums, counts
+    return noisy[: total._sums.size].reshape(total._sums.shape), counts

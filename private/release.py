@@ -32,6 +32,7 @@ def release(
     dataset: str,
     classes: Sequence[str] | None = None,
     allow_weak_delta: bool = False,
+    inverted: bool = False,
     progress: bool = False,
 ) -> Release:
     """Measure a private dataset once, and write the release into a new folder.
@@ -49,6 +50,7 @@ def release(
         dataset: the operator's name for the dataset, or its absolute path; always the same one.
         classes: public names of all classes, for one mean each; None for an unlabelled release.
         allow_weak_delta: keep a release whose δ is not below 1 / n̂.
+        inverted: whether the reader made dark light in every record; noted in the certificate.
         progress: show a bar, on a terminal only.
 
     Returns:
@@ -89,6 +91,7 @@ def release(
             spec=spec,
             calibration=calibration,
             classes=names,
+            inverted=inverted,
             bundle_name=bundle.name,
             bundle_hash=bundle.hash,
             encoder_hash=encoder_hash,

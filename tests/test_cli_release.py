@@ -10,6 +10,8 @@ from hyperdp import budget
 from hyperdp.cli import _releasing
 from hyperdp.cli._app import run
 from hyperdp.ledger import Ledger
+from hyperdp.private.release import Release
+from hyperdp.verification import verify
 from tests.reader_samples import png, write_parquet_bytes
 from tests.worlds import tiny_bundle
 
@@ -75,6 +77,29 @@ def test_json_is_one_object_of_noisy_facts(data, bundle, tmp_path, capsys):
     assert facts["adapters"] == [str(tmp_path / "p" / "adapter" / name) for name in "012"]
     for adapter in facts["adapters"]:
         assert json.loads((tmp_path / adapter / "adapter_config.json").read_text())["peft_type"]
+
+
+def test_dark_ink_on_white_paper_is_inverted_and_the_certificate_says_so(data, bundle, tmp_path):
+    """With hardly any noise, so that the releases' means tell what was embedded."""
+    images = np.load(data)["images"] // 2  # dark, as noise alone is nearly its own negative
+    means = {}
+    for name, pixels, words in (
+        ("dark", 255 - images, ["--invert"]),
+        ("light", images, []),
+        ("as it is", 255 - images, []),
+    ):
+        path, out = tmp_path / f"{name}.npz", tmp_path / name
+        np.savez(path, images=pixels)
+        words += ["-e", "499", "-d", "1e-5", "-o", str(out), "-b", bundle]
+        assert run(["release", str(path), *words]) == 0
+        made = Release.load(out)
+        verify(out, ledger=tmp_path / "config" / "ledger.db")
+        assert made.certificate.inverted == ("--invert" in words)
+        means[name] = made.mean()
+        noise = float(made.mean_noise_std())
+    gap = float((means["dark"] - means["light"]).abs().max())
+    assert gap < 8 * noise
+    assert float((means["as it is"] - means["light"]).abs().max()) > 20 * noise
 
 
 def test_private_tells_where_everything_is(data, bundle, tmp_path, capsys):

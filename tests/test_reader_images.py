@@ -60,6 +60,50 @@ def test_every_mode_becomes_the_levels_worked_out_by_hand(image, kind, expected)
     np.testing.assert_allclose(grey, np.full(GREY, level(luma)), atol=1.01 / 127.5)
 
 
+@pytest.mark.parametrize(
+    ("image", "kind", "expected"),
+    [
+        (solid("1", 1), "PNG", (0, 0, 0)),
+        (solid("L", 100), "PNG", (155, 155, 155)),
+        (solid("LA", (200, 0)), "PNG", (0, 0, 0)),  # the ground stays black
+        (solid("RGB", (10, 20, 30)), "PNG", (245, 235, 225)),
+        (solid("RGBA", (0, 155, 255, 51)), "PNG", (51, 20, 0)),
+        (solid("CMYK", (255, 0, 0, 0)), "TIFF", (255, 0, 0)),
+        (solid("I;16", 257 * 9), "PNG", (246, 246, 246)),
+        (solid("I", 65535), "TIFF", (0, 0, 0)),
+        (solid("F", 0.2), "TIFF", (204, 204, 204)),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_every_mode_is_inverted_where_it_is_asked_for(image, kind, expected):
+    pixels = to_pixels(encoded(image, kind), RGB, "it", invert=True)
+    np.testing.assert_allclose(pixels[:, 0, 0], level(np.array(expected)), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32, bool])
+def test_arrays_are_inverted_and_padded_with_black(kind):
+    """A wide page: what is padded is no ink."""
+    top = {np.uint8: 255, np.uint16: 65535}.get(kind, 1)
+    page = np.full((2, 4), top, kind)
+    page[0, 0] = 0
+    kept = page.copy()
+    pixels = from_array(page, GREY, "it", invert=True)[0]
+    expected = np.full((4, 4), -1.0)
+    expected[1, 0] = 1
+    np.testing.assert_allclose(pixels, expected, atol=1e-6)
+    np.testing.assert_array_equal(page, kept)  # the caller's array stays as it is
+    layered = np.stack([page, np.full_like(page, top)], axis=2)
+    layered[1, 3] = 0  # transparent
+    np.testing.assert_allclose(from_array(layered, GREY, "it", invert=True)[0], expected, atol=1e-6)
+
+
+@given(hnp.arrays(np.uint8, (5, 7)))
+def test_to_invert_is_to_read_the_negative(page):
+    for shape in (GREY, RGB, (1, 5, 7)):
+        negative = from_array(255 - page, shape, "it")
+        np.testing.assert_array_equal(from_array(page, shape, "it", invert=True), negative)
+
+
 def test_a_palette_is_looked_up_and_its_transparent_entry_is_black():
     image = solid("P", 0)
     image.putpalette([250, 0, 0, 0, 0, 250])

@@ -106,6 +106,15 @@ SkipUnreadable = Annotated[
         rich_help_panel=_DATA_PANEL,
     ),
 ]
+Invert = Annotated[
+    bool,
+    typer.Option(
+        "--invert",
+        help="Make dark light in every record, for dark ink on white paper: the shipped bundles "
+        "know light ink on black. The certificate says so; samples come out light on black.",
+        rich_help_panel=_DATA_PANEL,
+    ),
+]
 
 
 def split_classes(classes: str | None) -> tuple[str, ...] | None:

@@ -39,6 +39,7 @@ class ReleaseRequest:
     unit_column: str | None
     classes: str | None
     skip_unreadable: bool
+    invert: bool
     allow_weak_delta: bool
 
     def __post_init__(self) -> None:
@@ -94,6 +95,7 @@ def make_release(request: ReleaseRequest, bundle: Bundle) -> Release:
             dataset=request.dataset or str(dataset.path),
             classes=dataset.classes,
             allow_weak_delta=request.allow_weak_delta,
+            inverted=request.invert,
             progress=True,
         )
     for warning in caught:
@@ -120,6 +122,7 @@ def describe(made: Release, out: Path) -> dict[str, Any]:
         "adjacency": c.adjacency,
         "unit": c.unit,
         "classes": c.classes,
+        "inverted": c.inverted,
         "noisy_count": [round(float(count), 1) for count in made.count()],
         "signal_to_noise": made.signal_to_noise(),
     }
@@ -146,4 +149,5 @@ def _open(request: ReleaseRequest, bundle: Bundle) -> Dataset:
         unit_column=request.unit_column,
         classes=split_classes(request.classes),
         skip_unreadable=request.skip_unreadable,
+        invert=request.invert,
     )

@@ -29,6 +29,7 @@ def private_command(
     unit_column: o.UnitColumn = None,
     classes: o.Classes = None,
     skip_unreadable: o.SkipUnreadable = False,
+    invert: o.Invert = False,
     allow_weak_delta: o.AllowWeakDelta = False,
     as_json: o.AsJson = False,
 ) -> None:
@@ -54,6 +55,7 @@ def private_command(
         unit_column=unit_column,
         classes=classes,
         skip_unreadable=skip_unreadable,
+        invert=invert,
         allow_weak_delta=allow_weak_delta,
     )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

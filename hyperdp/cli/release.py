@@ -26,6 +26,7 @@ def release_command(
     unit_column: o.UnitColumn = None,
     classes: o.Classes = None,
     skip_unreadable: o.SkipUnreadable = False,
+    invert: o.Invert = False,
     allow_weak_delta: o.AllowWeakDelta = False,
     as_json: o.AsJson = False,
 ) -> None:
@@ -51,6 +52,7 @@ def release_command(
         unit_column=unit_column,
         classes=classes,
         skip_unreadable=skip_unreadable,
+        invert=invert,
         allow_weak_delta=allow_weak_delta,
     )
     facts = describe(make_release(request, load_bundle(bundle)), out)

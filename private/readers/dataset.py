@@ -54,6 +54,7 @@ class Dataset:
         columns: what was asked for.
         classes: the legal labels, public, or None for any.
         skip_unreadable: leave out records that cannot be read instead of stopping.
+        invert: dark becomes light in every record.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Dataset:
     columns: Columns
     classes: tuple[str, ...] | None
     skip_unreadable: bool
+    invert: bool
     _source: RowSource = field(compare=False)
 
     @property
@@ -124,7 +126,7 @@ class Dataset:
                 todo="Add it to --classes, mend it, or leave such records out with "
                 "--skip-unreadable.",
             )
-        pixels = to_pixels(row.image, self.image_shape, row.where)
+        pixels = to_pixels(row.image, self.image_shape, row.where, invert=self.invert)
         return Record(image=pixels, label=row.label, unit=row.unit)
 
 
@@ -137,6 +139,7 @@ def open_dataset(
     unit_column: str | None = None,
     classes: tuple[str, ...] | None = None,
     skip_unreadable: bool = False,
+    invert: bool = False,
 ) -> Dataset:
     """Open a private dataset: find its format and its columns; decode nothing yet.
 
@@ -152,6 +155,7 @@ def open_dataset(
             unit. In a folder of images: `folder`.
         classes: the legal labels; public, so they are told, never read from the data.
         skip_unreadable: leave out records that cannot be read, instead of stopping at the first.
+        invert: make dark light and light dark in every record, whatever is in it.
 
     Returns:
         The dataset.
@@ -178,6 +182,7 @@ def open_dataset(
         columns=columns,
         classes=classes,
         skip_unreadable=skip_unreadable,
+        invert=invert,
         _source=source,
     )
 

@@ -7,6 +7,8 @@ What becomes of what, in this order:
    (`I;16`, `I`) count as 16-bit and are divided by 257; floats (`F`) must lie in [0, 1].
    Palettes (`P`) are looked up; CMYK and YCbCr go to RGB by Pillow's fixed formulas, without an
    ICC profile.
+   Where it is asked for, they are then inverted (v to 255 − v), those of all records alike. It is
+   for dark ink on white paper, as the shipped bundles know light ink on black.
 3. Transparency (LA, PA, RGBA, a transparent palette entry or key colour) is laid on black, the
    background of the shipped bundles.
 4. Channels: three become one by ITU-R 601 luma; one becomes three equal ones.
@@ -42,7 +44,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as Pillo
 _SKIP = "or leave such records out with --skip-unreadable"
 
 
-def to_pixels(source: object, image_shape: Shape, where: str) -> Pixels:
+def to_pixels(source: object, image_shape: Shape, where: str, *, invert: bool = False) -> Pixels:
     """Decode one image and bring it to the bundle's shape.
 
     Args:
@@ -50,6 +52,7 @@ def to_pixels(source: object, image_shape: Shape, where: str) -> Pixels:
             `from_array`).
         image_shape: (C, H, W) of the bundle; C is 1 or 3.
         where: how an error names this record.
+        invert: whether dark is to become light; public, and the same for every record.
 
     Returns:
         float32 [C, H, W] in [-1, 1].
@@ -58,7 +61,7 @@ def to_pixels(source: object, image_shape: Shape, where: str) -> Pixels:
         DataError: it is not an image, is damaged, too large, or of a kind with no conversion.
     """
     if isinstance(source, bytes | Path):
-        return from_file(source, image_shape, where)
+        return from_file(source, image_shape, where, invert=invert)
     try:
         # A number or a date becomes an array of no dimension, which has no conversion either.
         pixels = np.asarray(source)
@@ -68,15 +71,17 @@ def to_pixels(source: object, image_shape: Shape, where: str) -> Pixels:
             found="nested lists of different lengths",
             todo=f"Pad the lists, store encoded images, {_SKIP}.",
         ) from error
-    return from_array(pixels, image_shape, where)
+    return from_array(pixels, image_shape, where, invert=invert)
 
 
-def from_file(source: bytes | Path, image_shape: Shape, where: str) -> Pixels:
+def from_file(
+    source: bytes | Path, image_shape: Shape, where: str, *, invert: bool = False
+) -> Pixels:
     """Decode an encoded image; see `to_pixels`."""
-    return _scale(_decode(source, image_shape[0], where), image_shape, where)
+    return _scale(_decode(source, image_shape[0], where, invert), image_shape, where, invert)
 
 
-def _decode(source: bytes | Path, channels: int, where: str) -> Image.Image:
+def _decode(source: bytes | Path, channels: int, where: str, invert: bool) -> Image.Image:
     """Let Pillow read it and settle orientation, palette, transparency; see `_flatten`."""
     try:
         if isinstance(source, Path) and not source.is_file():
@@ -91,7 +96,7 @@ def _decode(source: bytes | Path, channels: int, where: str) -> Image.Image:
             stream = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(stream, formats=FORMATS) as image:
                 check_size(image.width, image.height, where)
-                return _flatten(ImageOps.exif_transpose(image), channels, where)
+                return _flatten(ImageOps.exif_transpose(image), channels, where, invert)
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -105,7 +110,9 @@ def _decode(source: bytes | Path, channels: int, where: str) -> Image.Image:
         ) from error
 
 
-def from_array(pixels: npt.NDArray[np.generic], image_shape: Shape, where: str) -> Pixels:
+def from_array(
+    pixels: npt.NDArray[np.generic], image_shape: Shape, where: str, *, invert: bool = False
+) -> Pixels:
     """Bring an array to the bundle's shape; see `to_pixels`.
 
     Args:
@@ -114,6 +121,7 @@ def from_array(pixels: npt.NDArray[np.generic], image_shape: Shape, where: str) 
             uint16 in 0 … 65535; or floats in [0, 1].
         image_shape: (C, H, W) of the bundle; C is 1 or 3.
         where: how an error names this record.
+        invert: see `to_pixels`.
 
     Returns:
         float32 [C, H, W] in [-1, 1].
@@ -125,10 +133,14 @@ def from_array(pixels: npt.NDArray[np.generic], image_shape: Shape, where: str) 
     check_size(planes.shape[1], planes.shape[0], where)
     if planes.dtype == np.uint8:
         squeezed = planes[:, :, 0] if planes.shape[2] == 1 else planes
-        image = _flatten(Image.fromarray(np.ascontiguousarray(squeezed)), image_shape[0], where)
-        return _scale(image, image_shape, where)
+        image = Image.fromarray(np.ascontiguousarray(squeezed))
+        return _scale(_flatten(image, image_shape[0], where, invert), image_shape, where, invert)
     values = _to_255(planes, where)
-    if values.shape[2] in {2, 4}:
+    transparent = values.shape[2] in {2, 4}
+    if invert:
+        colours = values[:, :, :-1] if transparent else values
+        colours[:] = np.float32(255.0) - colours
+    if transparent:
         values = values[:, :, :-1] * (values[:, :, -1:] / np.float32(255.0))  # on black
     bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(values, 2, 0)]
     return _normalise(np.stack([_fit(band, image_shape) for band in bands]), image_shape)
@@ -163,7 +175,7 @@ def _too_large(where: str) -> DataError:
     )
 
 
-def _flatten(image: Image.Image, channels: int, where: str) -> Image.Image:
+def _flatten(image: Image.Image, channels: int, where: str, invert: bool) -> Image.Image:
     """To `L` or `RGB` by the number of channels; 16-bit and float images stay as they are."""
     if image.mode in _DEEP_MODES:
         image.load()
@@ -176,16 +188,18 @@ def _flatten(image: Image.Image, channels: int, where: str) -> Image.Image:
         )
     if image.has_transparency_data:
         overlay = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", overlay.size, (0, 0, 0, 255)), overlay)
-    return image.convert("L" if channels == 1 else "RGB")
+        ground = (255, 255, 255, 255) if invert else (0, 0, 0, 255)  # black, once it is inverted
+        image = Image.alpha_composite(Image.new("RGBA", overlay.size, ground), overlay)
+    flat = image.convert("L" if channels == 1 else "RGB")
+    return ImageOps.invert(flat) if invert else flat
 
 
-def _scale(image: Image.Image, image_shape: Shape, where: str) -> Pixels:
+def _scale(image: Image.Image, image_shape: Shape, where: str, invert: bool) -> Pixels:
     """What `_flatten` returns, to float32 [C, H, W] in [-1, 1]."""
     if image.mode == "F":
-        return from_array(np.asarray(image), image_shape, where)
+        return from_array(np.asarray(image), image_shape, where, invert=invert)
     if image.mode in _DEEP_MODES:
-        return from_array(_sixteen_bit(np.asarray(image), where), image_shape, where)
+        return from_array(_sixteen_bit(np.asarray(image), where), image_shape, where, invert=invert)
     return _normalise(np.atleast_3d(_fit(image, image_shape)).transpose(2, 0, 1), image_shape)
 
 
