@@ -24,8 +24,8 @@ class PrivacyBudget:
     """An (ε, δ) promise together with the adjacency and the unit it is about.
 
     Attributes:
-        epsilon: 1e-6 <= ε < 1e4; beyond, float64 finds noise multipliers that are too small.
-        delta: 1e-20 <= δ < 1, likewise; the whole δ, the cost of the integer lattice included.
+        epsilon: 1e-4 <= ε < 500; beyond, no second method could verify it (docs/privacy.md).
+        delta: 1e-10 <= δ < 1, likewise; the whole δ, the cost of the integer lattice included.
         adjacency: "add-remove" or "replace-one".
         unit: "record" or "user".
 
@@ -39,7 +39,7 @@ class PrivacyBudget:
     unit: Unit = "record"
 
     def __post_init__(self) -> None:
-        for name, low, high in (("epsilon", 1e-6, 1e4), ("delta", 1e-20, 1.0)):
+        for name, low, high in (("epsilon", 1e-4, 500.0), ("delta", 1e-10, 1.0)):
             object.__setattr__(self, name, _number(name, getattr(self, name), low, high))
         for name, value, legal in (
             ("adjacency", self.adjacency, get_args(Adjacency)),

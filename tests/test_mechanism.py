@@ -373,8 +373,9 @@ def test_calibration_refuses_another_adjacency_and_a_delta_below_the_lattice():
     spec = MechanismSpec(embedding_dim=64, clip_norm=1.0)
     with pytest.raises(UsageError, match="adjacency"):
         spec.calibrate(REPLACE)
+    wide = MechanismSpec(embedding_dim=256, num_classes=4096, clip_norm=1.0)
     with pytest.raises(UsageError, match="lattice"):
-        spec.calibrate(PrivacyBudget(epsilon=1.0, delta=1e-13))
+        wide.calibrate(PrivacyBudget(epsilon=1.0, delta=1e-10))
 
 
 @pytest.mark.parametrize(
@@ -382,6 +383,7 @@ def test_calibration_refuses_another_adjacency_and_a_delta_below_the_lattice():
     [
         {"embedding_dim": 0},
         {"num_classes": 0},
+        {"num_classes": 1.5},
         {"clip_norm": 0.0},
         {"clip_norm": 65.0},
         {"clip_norm": math.nan},

@@ -191,7 +191,13 @@ def test_a_refused_budget_reads_nothing_and_leaves_nothing(make, ledger, tmp_pat
         ({"bundle": TinyBundle(config=TinyConfig(embed_dim=3))}, BundleError),
         ({"bundle": TinyBundle(config=TinyConfig(clip_norm=0.0))}, UsageError),
         ({"classes": ["one"]}, UsageError),
-        ({"budget": PrivacyBudget(epsilon=1.0, delta=1e-14)}, UsageError),
+        (
+            {
+                "bundle": TinyBundle(config=TinyConfig(clip_norm=2**-10)),
+                "budget": PrivacyBudget(epsilon=1.0, delta=1e-10),
+            },
+            UsageError,
+        ),
     ],
 )
 def test_what_is_wrong_from_the_start_spends_nothing(make, ledger, tmp_path, change, error):
