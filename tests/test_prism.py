@@ -350,10 +350,10 @@ def test_three_whole_steps_equal_an_independent_implementation():
 
 
 def test_monte_carlo_of_the_noise_that_reaches_z():
-    """RMS (σC/b) √(r(m+n-r)), within 2 %: 3,000 draws of 54 + 40 directions, 4 std are 0.75 %."""
+    """RMS (σC/b) √(r(m+n-r)), within 2 %: 1,500 draws of 18 + 36 directions, 4 std are 1 %."""
     rule, weights = Prism(), adapter(1, torch.float32)
     weights = rule.start(weights)
-    std, draws = 0.37, 3000
+    std, draws = 0.37, 1500
     squares = []
     for _ in range(draws):
         noise = rule.noise(weights, std, SystemNormal())
@@ -442,7 +442,7 @@ def test_steps_of_noise_alone_stay_finite(options):
     weights = rule.start(adapter(4, torch.float32))
     empty = {n: (a[:0], b[:0]) for n, (a, b) in weights.items()}
     assert rule.norms(weights, rule.contributions(weights, empty)).shape == (0,)
-    for _ in range(60):
+    for _ in range(25):
         noise = rule.noise(weights, 50.0, SystemNormal())
         mean = {n: (a.float(), b.float()) for n, (a, b) in noise.items()}
         weights = rule.update(weights, mean, 50.0, 0.05)
@@ -452,6 +452,32 @@ def test_steps_of_noise_alone_stay_finite(options):
         a_, b_ = b[0].double(), a[0].flatten(1).T.double()
         torch.testing.assert_close(a_.T @ a_, b_.T @ b_, rtol=1e-4, atol=1e-4)
         assert FixedRank.at(a_, b_).mu.min() > 0, name
+
+
+@pytest.mark.parametrize("options", VARIANTS[:3], ids=range(3))
+def test_it_finds_a_low_rank_target_through_noise(options):
+    """Loss ‖Z - Z*‖² / 2 a site, its gradient clipped at 1, noise of std 0.002 on the mean."""
+    rule, truth = Prism(options), delta(adapter(11))
+    weights = rule.start(adapter(8))
+
+    def distance(weights):
+        return math.sqrt(
+            sum(float((z - truth[n]).square().sum()) for n, z in delta(weights).items())
+        )
+
+    far = distance(weights)
+    steps, lr = 60, 0.3 if options.adaptive else 0.8
+    for t in range(steps):
+        dense = {n: z - truth[n] for n, z in delta(weights).items()}
+        grads = {
+            n: ((b[0].T @ dense[n]).reshape(1, *a.shape[1:]), (dense[n] @ a[0].flatten(1).T)[None])
+            for n, (a, b) in weights.items()
+        }
+        mean = clipped_mean(
+            rule, weights, grads, clip=1.0, std=0.002, divisor=1.0, normal=Recorded(t)
+        )
+        weights = rule.update(weights, mean, 0.002, lr * (1 - t / steps))
+    assert distance(weights) < 0.1 * far
 
 
 def test_without_floors_a_step_of_noise_is_as_long_at_any_noise_and_with_them_shorter():
@@ -471,14 +497,14 @@ def test_without_floors_a_step_of_noise_is_as_long_at_any_noise_and_with_them_sh
 def test_debiased_second_moments_have_no_noise_in_them():
     rule = Prism(PrismOptions(debias=True))
     weights = rule.start(adapter(6))
-    for _ in range(400):
+    for _ in range(150):
         rule.update(weights, rule.noise(weights, 2.0, SystemNormal()), 2.0, 0.0)
     for name, point_ in rule._at(weights).items():
         for factor, moment in zip("ab", point_.noise_moments(horizontal=True), strict=True):
             size = len(getattr(point_, factor))
-            kept = rule._moments[name][f"second_{factor}"] / (1 - 0.999**400)
-            # Relative std of one entry's average is below √(2 / (400·5)); five of them.
-            assert float(kept.norm()) < 0.16 * float((4.0 * moment / size).norm())
+            kept = rule._moments[name][f"second_{factor}"] / (1 - 0.999**150)
+            # Relative std of one entry's average is below √(2 / (150·5)); five of them.
+            assert float(kept.norm()) < 0.26 * float((4.0 * moment / size).norm())
 
 
 def test_lora_standard_start_is_refused_with_a_way_out():
