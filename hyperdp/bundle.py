@@ -22,6 +22,8 @@ from hyperdp.lora import describe_sites
 
 SHIPPED = Path(__file__).parent / "bundles"
 FORMAT = 1
+# Measured on a finished bundle and laid beside it: they name its hash, so it cannot hold theirs.
+MEASURED = ("forecast.json", "guard.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +210,8 @@ def save_bundle(
         training: recipe, commit, hardware and curve; goes to `training.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for name in MEASURED:  # of the bundle that lay here before
+        (folder / name).unlink(missing_ok=True)
     for module, name in ((encoder, "encoder"), (hypernetwork, "hypernetwork")):
         save_file(_half(module), folder / f"{name}.safetensors")
     base.save(folder)

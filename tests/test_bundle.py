@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 
-from hyperdp.bundle import load_bundle
+from hyperdp.bundle import MEASURED, load_bundle
 from hyperdp.errors import BundleError
 from tests.worlds import tiny_bundle, tiny_encoder
 
@@ -106,3 +106,14 @@ def test_a_manifest_may_not_point_outside_its_folder(tmp_path: Path):
     path.write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="no such file"):
         load_bundle(tmp_path / "b")
+
+
+def test_what_was_measured_on_a_bundle_does_not_outlive_it(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    tiny_bundle(folder)
+    for name in MEASURED:
+        (folder / name).write_text("of the bundle that lies here")
+    again = tiny_bundle(folder, name="other")
+    assert not any((folder / name).exists() for name in MEASURED)
+    (folder / MEASURED[0]).write_text("measured on it later")
+    assert load_bundle(folder).hash == again.hash
