@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,11 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle, load_bundle
 from hyperdp.errors import UsageError
 from hyperdp.eval.features import EfficientNetLite0, Features, extract
+from hyperdp.eval.flags import Findings, flags
+from hyperdp.eval.gallery import failures_panel, pairs_panel
 from hyperdp.eval.metrics.fid import fid, kid
+from hyperdp.eval.metrics.interval import Interval, fid_interval
+from hyperdp.eval.metrics.precision_recall import SHARES, ManifoldScores, manifold_scores
 from hyperdp.eval.private_sets import load_private_set
 from hyperdp.eval.reading import METHODS, MetricRow
 from hyperdp.eval.report import GridPanel, ReleaseFacts, ReportInput
@@ -78,6 +82,10 @@ class DemoResult:
         real: float32 [GRID, 1, 28, 28], private records.
         fid, kid: method → distance to the reference; `floor` is real against real.
         kid_std: method → standard deviation over subsets.
+        manifold: method → precision, recall, density and coverage; `floor` is real against real.
+        fid_interval: method → 95 % interval.
+        findings: n → flags and the figures behind them.
+        checks: pictures of the closest pairs and of the worst images.
         reference: number of reference images.
         stages: (what, seconds).
     """
@@ -89,6 +97,10 @@ class DemoResult:
     fid: dict[str, float] = field(default_factory=dict)
     kid: dict[str, float] = field(default_factory=dict)
     kid_std: dict[str, float] = field(default_factory=dict)
+    manifold: dict[str, ManifoldScores] = field(default_factory=dict)
+    fid_interval: dict[str, Interval] = field(default_factory=dict)
+    findings: dict[int, Findings] = field(default_factory=dict)
+    checks: list[GridPanel] = field(default_factory=list)
     reference: int = 0
     stages: list[tuple[str, float]] = field(default_factory=list)
 
@@ -135,7 +147,7 @@ def run_demo(config: DemoConfig, out: Path, stage: Stage) -> DemoResult:
     weights: dict[str, Weights] = {
         "base": {},
         "public_mean": control_weights(result.bundle, "public_mean"),
-        "other_task": control_weights(result.bundle, "other_task"),
+        "other_task": {},  # at the noise level of the larger release, once that is known
     }
     drawn, drawn_labels = data.records(sum(SIZES), seed=config.seed)
     starts = dict(zip(SIZES, (0, SIZES[0]), strict=True))
@@ -152,6 +164,8 @@ def run_demo(config: DemoConfig, out: Path, stage: Stage) -> DemoResult:
         with timed(f"emit, n = {n:,}"):
             [folder] = emit_adapter(out / f"release-{n}", result.bundle, out / f"adapter-{n}")
             weights[f"hyper_{n}"] = load_peft(folder)
+    level = float(result.releases[SIZES[-1]].mean_noise_std()[0])
+    weights["other_task"] = control_weights(result.bundle, "other_task", noise_std=level)
     result.real = drawn[-GRID:]
     for name, adapter in weights.items():
         with timed(f"sample: {LABELS[name]}") as progress:
@@ -161,7 +175,8 @@ def run_demo(config: DemoConfig, out: Path, stage: Stage) -> DemoResult:
             save_grid(result.images[name][:100], out / "grids" / f"{name}.png")
     save_grid(side_by_side(result.images), out / "grids" / "side-by-side.png", columns=26)
     with timed("measure"):
-        _measure(result, data.pool[: config.samples], data.reference)
+        parts = {n: drawn[starts[n] : starts[n] + n] for n in SIZES}
+        _measure(result, data.pool[: config.samples], data.reference, parts)
     return result
 
 
@@ -193,15 +208,33 @@ def _release(bundle: Bundle, path: Path, folder: Path, config: DemoConfig) -> Re
     )
 
 
-def _measure(result: DemoResult, real: Tensor, reference: Tensor) -> None:
+def _measure(
+    result: DemoResult, real: Tensor, reference: Tensor, private: dict[int, Tensor]
+) -> None:
     extractor = EfficientNetLite0()
     target: Features = extract(extractor, reference)
     result.reference = len(target)
+    found: dict[str, Features] = {}
     for name, images in {"floor": real, **result.images}.items():
-        features = extract(extractor, images)
+        features = found[name] = extract(extractor, images)
         result.fid[name] = fid(features, target).value
         distance = kid(features, target)
         result.kid[name], result.kid_std[name] = distance.value, distance.std or 0.0
+        result.manifold[name] = manifold_scores(features, target)
+        if name != "floor":
+            result.fid_interval[name] = fid_interval(features, target, value=result.fid[name])
+    for n, records in private.items():
+        ours = found[f"hyper_{n}"]
+        # Its control has the noise level of the larger release: only there are they comparable.
+        controls = {LABELS["other_task"]: found["other_task"]} if n == SIZES[-1] else {}
+        result.findings[n] = flags(
+            ours, train=extract(extractor, records), held_out=target, controls=controls
+        )
+    best = f"hyper_{SIZES[-1]}"
+    result.checks = [
+        pairs_panel(result.findings[SIZES[-1]], result.images[best], private[SIZES[-1]], reference),
+        failures_panel(found[best], target, result.images[best]),
+    ]
 
 
 def demo_report(result: DemoResult, config: DemoConfig, *, command: str) -> ReportInput:
@@ -222,6 +255,9 @@ def demo_report(result: DemoResult, config: DemoConfig, *, command: str) -> Repo
             fid=result.fid[name],
             kid=result.kid[name],
             kid_std=result.kid_std[name],
+            fid_low=result.fid_interval[name].low,
+            fid_high=result.fid_interval[name].high,
+            **{share: getattr(result.manifold[name], share) for share in SHARES},
         )
         for name in LABELS
     ]
@@ -246,6 +282,13 @@ def demo_report(result: DemoResult, config: DemoConfig, *, command: str) -> Repo
         rows=rows,
         floor_fid=result.fid["floor"],
         floor_kid=result.kid["floor"],
+        floor=(*(getattr(result.manifold["floor"], share) for share in SHARES),),
+        flags=[
+            replace(flag, text=f"n = {n:,}. {flag.text}")
+            for n, findings in result.findings.items()
+            for flag in findings.flags
+        ],
+        checks=result.checks,
         extractor=EfficientNetLite0.name,
         samples=config.samples,
         reference=result.reference,

@@ -38,6 +38,8 @@ class MetricRow:
         epsilon: ε that was spent, None where the method spent none.
         fid, kid: distance to the reference; smaller is closer.
         kid_std: standard deviation of KID over subsets.
+        precision, recall, density, coverage: see `ManifoldScores`; None where not measured.
+        fid_low, fid_high: ends of FID's 95 % interval; None where not measured.
     """
 
     method: str
@@ -47,6 +49,12 @@ class MetricRow:
     fid: float
     kid: float
     kid_std: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    density: float | None = None
+    coverage: float | None = None
+    fid_low: float | None = None
+    fid_high: float | None = None
 
     @property
     def about(self) -> str:

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from hyperdp.accounting import epsilon, event_from_json
 from hyperdp.errors import DataError
+from hyperdp.eval.flags import Flag
 from hyperdp.eval.measure import NOT_PRIVATE
 from hyperdp.eval.metrics.fid import metric_title
 from hyperdp.eval.pictures import Bar, bar_chart, inline_png
 from hyperdp.eval.reading import MetricRow, Sentence, number, read_rows, verdict
+from hyperdp.eval.reveal import Reveal, reveal
 from hyperdp.mechanism import STEPS_PER_UNIT
 from hyperdp.private.release import Release
 
@@ -128,6 +130,10 @@ class ReportInput:
         extractor: name of the feature extractor behind FID and KID.
         samples, reference: numbers of images on either side.
         stages: (what, seconds).
+        flags: tests for failures that a good FID hides, raised or not.
+        checks: pictures to these: closest pairs, failures; with `private` where they show records.
+        floor: precision, recall, density and coverage of real images, in this order; None where
+            not measured.
         command, hardware, version: how to make it again; version is hyperdp's.
         seed: of the draw of records and of the starting noise; the noise of a release has none.
         created: ISO 8601, UTC.
@@ -150,6 +156,9 @@ class ReportInput:
     command: str
     hardware: str
     version: str
+    flags: Sequence[Flag] = ()
+    checks: Sequence[GridPanel] = field(default=(), compare=False)
+    floor: tuple[float, float, float, float] | None = None
     seed: int | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -194,7 +203,7 @@ def report_facts(report: ReportInput) -> dict[str, Any]:
     plain = {
         name: getattr(report, name)
         for name in report.__dataclass_fields__
-        if name not in {"grids", "releases", "rows", "stages"}
+        if name not in {"grids", "checks", "flags", "releases", "rows", "stages"}
     }
     return {
         "format": "hyperdp-report/1",
@@ -202,6 +211,7 @@ def report_facts(report: ReportInput) -> dict[str, Any]:
         **plain,
         "releases": [asdict(release) for release in report.releases],
         "rows": [asdict(row) for row in report.rows],
+        "flags": [asdict(flag) for flag in report.flags],
         "stages": [{"stage": name, "seconds": seconds} for name, seconds in report.stages],
         "reading": [sentence.text for sentence in _reading(report)],
     }
@@ -230,10 +240,9 @@ def render_report(report: ReportInput) -> str:
         verdict=verdict(report.rows, floor_fid=report.floor_fid),
         composed=composed_epsilon(report.releases),
         charts={name: Markup(svg) for name, svg in charts.items()},  # noqa: S704 - escaped by matplotlib
-        grids=[
-            (panel, inline_png(panel.images[:GRID_IMAGES], columns=GRID_COLUMNS))
-            for panel in report.grids
-        ],
+        grids=_pictures(report.grids),
+        checks=_pictures(report.checks),
+        reveals=_reveals(report.releases),
         columns=len(report.grids) if len(report.grids) <= 5 else math.ceil(len(report.grids) / 2),
         stages=[(name, s, 100 * s / longest if longest else 0) for name, s in report.stages],
         total_seconds=sum(seconds for _, seconds in report.stages),
@@ -275,6 +284,20 @@ def date(moment: str) -> str:
 def small(value: float) -> str:
     """A number as people write it: "1", "0.5", "1e-5"."""
     return f"{value:g}".replace("e-0", "e-")
+
+
+def _pictures(panels: Sequence[GridPanel]) -> list[tuple[GridPanel, str]]:
+    return [
+        (panel, inline_png(panel.images[:GRID_IMAGES], columns=GRID_COLUMNS)) for panel in panels
+    ]
+
+
+def _reveals(releases: Sequence[ReleaseFacts]) -> list[tuple[str, Reveal]]:
+    """What each release reveals; releases of which the same is to be said share one entry."""
+    said: dict[Reveal, list[str]] = {}
+    for facts in releases:
+        said.setdefault(reveal(facts), []).append(facts.name)
+    return [(" and ".join(names), found) for found, names in said.items()]
 
 
 def _reading(report: ReportInput) -> list[Sentence]:

@@ -118,12 +118,13 @@ def held_out_loss(bundle: Bundle, weights: Weights, images: Tensor, *, count: in
     return float(torch.cat(losses).mean())
 
 
-def control_weights(bundle: Bundle, name: str) -> Weights:
+def control_weights(bundle: Bundle, name: str, *, noise_std: float = CONTROL_NOISE_STD) -> Weights:
     """The adapter of a control, which has seen no private data.
 
     Args:
         bundle: holds both means.
         name: `public_mean` (what one shared LoRA gives) or `other_task`.
+        noise_std: the noise level that ρ is told; a release's own makes the two comparable.
 
     Raises:
         UsageError: another name.
@@ -131,7 +132,7 @@ def control_weights(bundle: Bundle, name: str) -> Weights:
     means = {"public_mean": bundle.public_mean, "other_task": bundle.other_task_mean}
     if name not in means:
         raise UsageError(expected=f"a control: {', '.join(means)}", found=name, todo="Choose one.")
-    level = torch.full((1,), CONTROL_NOISE_STD)
+    level = torch.full((1,), noise_std)
     return pick(adapter_weights(bundle, means[name][None], level), 0)
 
 

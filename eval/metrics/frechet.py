@@ -28,7 +28,8 @@ def frechet(a: Tensor, b: Tensor) -> float:
         a, b = b, a
     dim = a.shape[1]
     if len(a) <= dim:
-        product = a @ (b.T @ b) @ a.T if len(b) > dim else (a @ b.T) @ (b @ a.T)
+        across = a @ b.T
+        product = across @ across.T
     else:
         values, vectors = torch.linalg.eigh(a.T @ a)
         root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T

@@ -30,6 +30,7 @@ from hyperdp.eval.metrics.neighbours import Floats, Indices, nearest
 PERMUTATIONS = 1999
 MOST_HELD_OUT = 4  # times as many held-out as private records; more make the search long
 FARTHEST = 1000.0  # a ratio beyond it, or below its inverse, counts as this: copies have 0
+_TINY = 1e-30  # keeps the ratio of a copy of both sides at 1
 _MISSED = 1e-6  # chance that a list of neighbours holds no record of the smaller set
 
 
@@ -157,8 +158,7 @@ def _ratios(distances: Floats, indices: Indices, own: NDArray[np.bool_]) -> Floa
         np.where(label.any(1), distances[rows, label.argmax(1)], distances[:, -1])
         for label in (private, ~private)
     ]
-    tiny = np.finfo(np.float64).tiny
-    return np.asarray((ends[0] + tiny) / (ends[1] + tiny), dtype=np.float64)
+    return np.asarray((ends[0] + _TINY) / (ends[1] + _TINY), dtype=np.float64)
 
 
 def _rank_p(statistics: Floats) -> Floats:
@@ -168,8 +168,7 @@ def _rank_p(statistics: Floats) -> Floats:
 
 
 def _ratio(one: float, other: float) -> float:
-    tiny = float(np.finfo(np.float64).tiny)
-    return (one + tiny) / (other + tiny)
+    return (one + _TINY) / (other + _TINY)
 
 
 def _closest(

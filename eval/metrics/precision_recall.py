@@ -15,6 +15,7 @@ from hyperdp.eval.metrics.neighbours import balls_holding, check_pair, nearest, 
 
 MANIFOLD_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, section 3
 DENSITY_NEIGHBOURS = 5  # Naeem et al. 2020, section 4
+SHARES = ("precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True, kw_only=True)
