@@ -12,6 +12,7 @@ import pytest
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.cli._app import run
+from hyperdp.eval.foreign_flag import foreign_flag
 from hyperdp.guard import Guard
 from hyperdp.ledger import Ledger
 from hyperdp.private.emit import judge_release, measured_classes
@@ -55,7 +56,7 @@ def test_emit_tells_whether_the_data_is_foreign(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = _release(bundle, tmp_path / "one", ink=-0.5)
-    assert judge_release(made, bundle) is None
+    assert judge_release(made, bundle) is None and foreign_flag(made, bundle) is None
     words = ["emit", str(tmp_path / "one"), "-b", str(bundle.path), "-o"]
     assert run([*words, str(tmp_path / "a")]) == 0
     assert "was not judged" in capsys.readouterr().out
@@ -64,6 +65,8 @@ def test_emit_tells_whether_the_data_is_foreign(
     assert run([*words, str(tmp_path / "b"), "--json"]) == 0
     judged = json.loads(capsys.readouterr().out)["guard"]
     assert not judged["flagged"] and judged["p_value"] > 0.05
+    flag = foreign_flag(made, bundle)
+    assert flag is not None and not flag.raised and flag.p_value == judged["p_value"]
     dataclasses.replace(
         guard,
         foreign=guard.reference,
