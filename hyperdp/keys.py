@@ -63,7 +63,7 @@ def dataset_fingerprint(identity: str) -> str:
     Raises:
         UsageError: the name is empty.
     """
-    name = unicodedata.normalize("NFC", identity.strip())
+    name = identity.strip()
     if not name or "\0" in name:
         raise UsageError(
             expected="a name for the dataset, or its path",
@@ -71,7 +71,8 @@ def dataset_fingerprint(identity: str) -> str:
             todo="Give every dataset a name of its own, and always the same one.",
         )
     if os.sep in name:
-        name = os.path.realpath(name)
+        name = os.path.realpath(name)  # before it is composed: a link's own spelling finds it
+    name = unicodedata.normalize("NFC", name)
     return seal(b"hyperdp dataset\0" + name.encode("utf-8", "surrogateescape"))
 
 

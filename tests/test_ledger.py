@@ -182,10 +182,18 @@ def test_no_two_reservations_have_the_same_seal(ledger):
 def test_spellings_of_one_name_are_one_dataset(ledger, tmp_path):
     (tmp_path / "scans").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "scans")
+    (tmp_path / "cafe\u0301").symlink_to(tmp_path / "scans")
     path = f"{tmp_path}/scans"
     spellings = [
         ("caf\u00e9", "cafe\u0301", " caf\u00e9\n"),
-        (path, f"{path}/", f"{tmp_path}//scans/../scans", f"{tmp_path}/link", f"{path} "),
+        (
+            path,
+            f"{path}/",
+            f"{tmp_path}//scans/../scans",
+            f"{tmp_path}/link",
+            f"{path} ",
+            f"{tmp_path}/cafe\u0301",
+        ),
         ("scans",),
     ]
     found = [{keys.dataset_fingerprint(one) for one in group} for group in spellings]
