@@ -51,8 +51,10 @@ def _one_way(sigma: float, q: float, steps: int, delta: float, *, removing: bool
     beyond = max(0.0, 1.0 - float(mass.sum()))  # of one step; all of it is counted into δ
     shift = mean - float(mass @ grid)
     transformed = np.fft.rfft(np.fft.ifftshift(mass)) ** steps
-    composed = np.maximum(np.fft.fftshift(np.fft.irfft(transformed, _POINTS)), 0.0)
-    losses = grid + steps * shift
+    composed: NDArray[np.float64] = np.maximum(
+        np.fft.fftshift(np.fft.irfft(transformed, _POINTS)), 0.0
+    )
+    losses: NDArray[np.float64] = grid + steps * shift
     return _epsilon_at(losses, composed, delta - steps * beyond)
 
 

@@ -42,7 +42,8 @@ def clipped_sum(
     factors = torch.where(finite & norms.isfinite(), factors, 0.0)
 
     def add(part: Tensor) -> Tensor:
-        return torch.tensordot(factors, part.double(), 1)[None]
+        total: Tensor = torch.tensordot(factors, part.double(), 1)
+        return total[None]
 
     return {key: (add(a), add(b)) for key, (a, b) in contributions.items()}
 

@@ -145,7 +145,8 @@ class DpSgd(StepRule):
             for pair in contributions.values()
             for part in pair
         ]
-        return torch.linalg.vector_norm(torch.stack(parts), dim=0)
+        norms: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+        return norms
 
     def noise(self, weights: Weights, std: float, normal: Normal) -> Weights:
         """Independent noise of std `std` on every coordinate."""

@@ -118,7 +118,8 @@ class Projected(StepRule):
 
     def norms(self, weights: Weights, contributions: PerExample) -> Tensor:
         """Euclidean norm of the coordinates, float64 [B]."""
-        return torch.linalg.vector_norm(contributions[_KEY][0], dim=1, dtype=torch.float64)
+        norms: Tensor = torch.linalg.vector_norm(contributions[_KEY][0], dim=1, dtype=torch.float64)
+        return norms
 
     def noise(self, weights: Weights, std: float, normal: Normal) -> Weights:
         """Independent noise on every coordinate: [1, p], and [1, 0]."""

@@ -1,0 +1,249 @@
+"""A fit from records to a verified PEFT directory: events in order, kills, bad input."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hyperdp.budget import PrivacyBudget
+from hyperdp.errors import BudgetRefusedError, UsageError, VerificationError
+from hyperdp.ledger import Ledger
+from hyperdp.lora import load_peft
+from hyperdp.private.learners import fit as fit_module
+from hyperdp.private.learners import units as units_module
+from hyperdp.private.learners.config import FitConfig, Pace
+from hyperdp.private.learners.fit import fit
+from hyperdp.private.records import Record
+from hyperdp.private.release import release
+from hyperdp.verification import verify
+from tests.private_world import own_keys  # noqa: F401  # every test its own keys
+from tests.worlds import tiny_bundle
+
+BUDGET = PrivacyBudget(epsilon=2.0, delta=1e-4)
+PACE = Pace(microbatch=4, checkpoint_every=1)
+
+
+def settings(**changes) -> FitConfig:
+    start = {"method": "dpsgd", "size": 12, "expected_batch": 4, "steps": 3, "rank": 2}
+    return FitConfig(**{**start, **changes})
+
+
+def some_records(n: int = 12, users: int = 0) -> list[Record]:
+    pixels = np.random.default_rng(0).uniform(-1, 1, (n, 1, 28, 28)).astype(np.float32)
+    return [
+        Record(image=image, unit=f"u{i % users}" if users else None)
+        for i, image in enumerate(pixels)
+    ]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def run(bundle, folder, **changes):
+    given = {
+        "config": settings(), "budget": BUDGET, "ledger": Ledger(folder / "ledger.db"),
+        "out": folder / "out", "dataset": "some scans", "pace": PACE, **changes,
+    }  # fmt: skip
+    records = given.pop("records", None) or some_records()
+    return fit(records, bundle=bundle, **given)
+
+
+def kinds(folder) -> list[str]:
+    return [entry.kind for entry in Ledger(folder / "ledger.db").history()]
+
+
+@pytest.mark.parametrize("method", ["dpsgd", "ffa", "projected", "prism", "anadp"])
+def test_every_method_ends_in_a_certificate_that_verifies(method, bundle, tmp_path):
+    start = "public-mean" if method == "prism" else "fresh"
+    told = []
+    made = run(
+        bundle,
+        tmp_path,
+        config=settings(method=method, start=start, dims=4),
+        progress=lambda done, steps, epsilon: told.append((done, steps, epsilon)),
+    )
+    assert kinds(tmp_path) == ["cap", "reserve", "spend", "commit"]
+    assert [(done, steps) for done, steps, _ in told] == [(1, 3), (2, 3), (3, 3)]
+    spent = [epsilon for *_, epsilon in told]
+    assert 0 < spent[0] < spent[1] < spent[2] <= BUDGET.epsilon
+    assert spent[2] > 0.99 * BUDGET.epsilon  # all of it, and no more
+    claims = verify(tmp_path / "out", ledger=tmp_path / "ledger.db")
+    assert {"epsilon (PLD)", "epsilon (Fourier)", "ledger entry"} <= {c.name for c in claims}
+    again = load_peft(tmp_path / "out")
+    for name, pair in made.weights.items():
+        assert all(torch.equal(x, y) for x, y in zip(pair, again[name], strict=True))
+    assert sorted(p.name for p in tmp_path.glob(".*")) == []  # the run's folder is gone
+    assert made.certificate.method == method
+
+
+def test_any_changed_byte_of_the_adapter_or_the_certificate_is_found(bundle, tmp_path):
+    run(bundle, tmp_path)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "certificate.json"):
+        path = tmp_path / "out" / name
+        good = path.read_bytes()
+        path.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
+        with pytest.raises(VerificationError):
+            verify(tmp_path / "out")
+        path.write_bytes(good)
+    verify(tmp_path / "out")
+
+
+class Killed(BaseException):
+    """A kill that cannot be caught by mistake."""
+
+
+def test_a_killed_run_goes_on_under_the_same_reservation(bundle, tmp_path):
+    def kill(done, steps, epsilon):
+        if done == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(bundle, tmp_path, progress=kill)
+    assert kinds(tmp_path) == ["cap", "reserve", "spend"]
+    assert not (tmp_path / "out").exists()
+    seen = []
+    run(bundle, tmp_path, progress=lambda done, *_: seen.append(done))
+    assert seen == [3]  # two of three steps were kept
+    assert kinds(tmp_path) == ["cap", "reserve", "spend", "commit"]
+    verify(tmp_path / "out", ledger=tmp_path / "ledger.db")
+
+
+def test_a_run_killed_just_after_its_reservation_does_not_reserve_again(
+    bundle, tmp_path, monkeypatch
+):
+    class DyingError(Exception):
+        pass
+
+    def die(*args, **kwargs):
+        raise DyingError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module.Units, "read", die)
+        with pytest.raises(DyingError):
+            run(bundle, tmp_path)
+    assert kinds(tmp_path) == ["cap", "reserve"]
+    run(bundle, tmp_path)
+    assert kinds(tmp_path) == ["cap", "reserve", "spend", "commit"]
+
+
+def test_a_run_does_not_go_on_with_other_settings_nor_twice_nor_over_files(bundle, tmp_path):
+    def kill(*_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(bundle, tmp_path, progress=kill)
+    with pytest.raises(UsageError, match="other values of config"):
+        run(bundle, tmp_path, config=settings(lr=0.5))
+    with pytest.raises(BudgetRefusedError, match="does not know it"):
+        run(bundle, tmp_path, ledger=Ledger(tmp_path / "other.db"))
+    run(bundle, tmp_path)
+    with pytest.raises(UsageError, match="exists already"):
+        run(bundle, tmp_path)
+    with pytest.raises(BudgetRefusedError):  # the cap is what the first run spent
+        run(bundle, tmp_path, out=tmp_path / "again")
+
+
+def test_nothing_is_read_before_the_reservation_nor_without_one(bundle, tmp_path):
+    def looking():
+        assert kinds(tmp_path) == ["cap", "reserve"]
+        yield from some_records()
+
+    run(bundle, tmp_path, records=looking())
+
+    def never():
+        raise AssertionError("read")
+        yield
+
+    with pytest.raises(BudgetRefusedError):
+        run(bundle, tmp_path, records=never(), out=tmp_path / "again")
+
+
+def test_an_empty_dataset_is_trained_on_like_any_other(bundle, tmp_path):
+    run(bundle, tmp_path, records=iter(()))
+    verify(tmp_path / "out")
+
+
+def test_records_that_are_not_finite_count_as_zero(bundle, tmp_path):
+    bad = [Record(image=np.full((1, 28, 28), np.nan, dtype=np.float32)) for _ in range(6)]
+    made = run(bundle, tmp_path, records=[*some_records(6), *bad])
+    assert all(p.isfinite().all() for pair in made.weights.values() for p in pair)
+
+
+def test_users_are_the_unit_where_they_are_named(bundle, tmp_path):
+    budget = PrivacyBudget(epsilon=2.0, delta=1e-4, unit="user")
+    with pytest.raises(Exception, match="name its user"):
+        run(bundle, tmp_path, budget=budget)
+    made = run(bundle, tmp_path, budget=budget, records=some_records(12, users=3))
+    assert made.certificate.unit == "user"
+    units = units_module.Units.read(some_records(12, users=3), shape=(1, 28, 28), unit="user")
+    assert len(units._members) == 3
+    assert repr(units) == "Units(private)"
+
+
+def test_a_fit_from_a_release_composes_in_the_ledger_and_in_its_certificate(bundle, tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db")
+    both = PrivacyBudget(epsilon=3.5, delta=1e-4)
+    ledger.set_cap("some scans", both)
+    first = release(
+        some_records(), bundle=bundle, budget=BUDGET, ledger=ledger,
+        out=tmp_path / "release", dataset="some scans", allow_weak_delta=True,
+    )  # fmt: skip
+    made = run(bundle, tmp_path, start=first, config=settings(method="prism"))
+    c = made.certificate
+    assert c.start_event == first.certificate.event
+    assert BUDGET.epsilon < c.total_epsilon < 2 * BUDGET.epsilon  # far below the plain sum
+    account = ledger.account("some scans")
+    assert account.spent_epsilon == pytest.approx(c.total_epsilon, abs=1e-5)
+    assert account.spent_epsilon <= both.epsilon
+    claims = {claim.name: claim for claim in verify(tmp_path / "out", ledger=ledger.path)}
+    assert float(claims["epsilon with the start"].recomputed) <= c.total_epsilon + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"config": {"expected_batch": 13}}, "at most the dataset's public size, 12"),
+        ({"config": {"steps": 0}}, "steps >= 1"),
+        ({"config": {"method": "magic"}}, "a method: dpsgd, ffa, projected, prism, anadp"),
+        ({"config": {"target_modules": ("nope",)}}, "LoRA sites: down_blocks"),
+        ({"config": {"method": "prism"}}, "rank"),
+        ({"budget": PrivacyBudget(epsilon=1e-4, delta=1e-4)}, "noise multiplier of at most 1000"),
+        ({"budget": PrivacyBudget(epsilon=1.0, delta=0.2)}, "delta below 1 / size"),
+        (
+            {"budget": PrivacyBudget(epsilon=1.0, delta=1e-4, adjacency="replace-one")},
+            "add-remove adjacency",
+        ),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_spent(changes, match, bundle, tmp_path):
+    with pytest.raises(UsageError, match=match):
+        if "config" in changes:
+            changes = {"config": settings(**changes["config"])}
+        run(bundle, tmp_path, **changes)
+    assert not (tmp_path / "ledger.db").exists()
+
+
+def test_weights_that_did_not_move_are_refused(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "hyperdp.private.learners.dpsgd.DpSgd.update", lambda self, weights, *_: weights
+    )
+    with pytest.raises(VerificationError, match="weights as they were at the start"):
+        run(bundle, tmp_path, config=settings(average=0.0))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_kept_of_a_run_is_for_its_owner_alone(bundle, tmp_path):
+    def kill(*_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(bundle, tmp_path, progress=kill)
+    folder = tmp_path / ".out.run"
+    assert folder.stat().st_mode & 0o077 == 0
+    kept = json.loads((folder / "run.json").read_bytes())
+    assert set(kept) == {"run_id", "settings"}
