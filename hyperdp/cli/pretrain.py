@@ -76,6 +76,32 @@ def tasks_command(
         typer.echo(str(path))
 
 
+@app.command("held-out")
+def held_out_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .npz to write.")],
+    records: Annotated[int, typer.Option(min=2, help="Records in pool and reference each.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+) -> None:
+    """Draw held-out public glyphs as the base model is trained on them, to judge the base by.
+
+    Example: hyperdp pretrain held-out -o runs/held-out.npz
+    """
+    import numpy as np
+    import torch
+
+    from hyperdp.images import to_uint8
+    from hyperdp.pretrain.base import RowSampler
+    from hyperdp.pretrain.base import records as draw_records
+    from hyperdp.pretrain.corpus import open_corpus
+
+    corpus, rng = open_corpus(), torch.Generator().manual_seed(seed)
+    rows = RowSampler(corpus, 1).draw(2 * records, rng)
+    pixels = to_uint8(draw_records(corpus, rows, rng)).transpose(0, 3, 1, 2)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out, pool=pixels[:records], reference=pixels[records:])
+    typer.echo(str(out))
+
+
 @app.command("digits")
 def digits_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="The .npz to write.")],

@@ -1,0 +1,35 @@
+"""`hyperdp pretrain`: the files that judging and tuning read, drawn from the shipped sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hyperdp.cli.pretrain import app
+from hyperdp.eval.bench import load_set
+from hyperdp.pretrain import corpus as corpus_module
+from hyperdp.pretrain.corpus_sample import open_sample
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        (["held-out", "--records", "24"], "held-out.npz"),
+        (["tasks", "--count", "1", "--records", "24"], "public-0-0.npz"),
+    ],
+)
+def test_public_sets_can_be_read_by_the_bench(
+    arguments: list[str], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(corpus_module, "open_corpus", open_sample)
+    out = tmp_path / file if arguments[0] == "held-out" else tmp_path
+    for _ in range(2):  # the same seed, the same records
+        result = CliRunner().invoke(app, [*arguments, "-o", str(out)])
+        assert result.exit_code == 0, result.output
+        found = load_set(str(tmp_path / file))
+        assert found.pool.shape == found.reference.shape == (24, 1, 28, 28)
+        assert found.pool.min() >= -1 and found.pool.max() > 0.5
+        assert not torch.equal(found.pool, found.reference)
