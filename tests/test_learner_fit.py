@@ -22,7 +22,7 @@ from hyperdp.verification import verify
 from tests.private_world import own_keys  # noqa: F401  # every test its own keys
 from tests.worlds import tiny_bundle
 
-BUDGET = PrivacyBudget(epsilon=2.0, delta=1e-4)
+BUDGET = PrivacyBudget(epsilon=0.5, delta=1e-4)
 PACE = Pace(microbatch=4, checkpoint_every=1)
 
 
@@ -175,7 +175,7 @@ def test_records_that_are_not_finite_count_as_zero(bundle, tmp_path):
 
 
 def test_users_are_the_unit_where_they_are_named(bundle, tmp_path):
-    budget = PrivacyBudget(epsilon=2.0, delta=1e-4, unit="user")
+    budget = PrivacyBudget(epsilon=0.5, delta=1e-4, unit="user")
     with pytest.raises(Exception, match="name its user"):
         run(bundle, tmp_path, budget=budget)
     made = run(bundle, tmp_path, budget=budget, records=some_records(12, users=3))
@@ -187,7 +187,7 @@ def test_users_are_the_unit_where_they_are_named(bundle, tmp_path):
 
 def test_a_fit_from_a_release_composes_in_the_ledger_and_in_its_certificate(bundle, tmp_path):
     ledger = Ledger(tmp_path / "ledger.db")
-    both = PrivacyBudget(epsilon=3.5, delta=1e-4)
+    both = PrivacyBudget(epsilon=0.95, delta=1e-4)
     ledger.set_cap("some scans", both)
     first = release(
         some_records(), bundle=bundle, budget=BUDGET, ledger=ledger,

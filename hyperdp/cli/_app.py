@@ -28,6 +28,7 @@ _PLANNED = {
     "release": ("release_command", "Measure a private dataset once, with noise: the one DP event."),
     "emit": ("emit_command", "Turn a release into a LoRA adapter that PEFT loads."),
     "private": ("private_command", "Release and emit in one go."),
+    "fit": ("fit_command", "Train an adapter by many noisy steps: DP-SGD and its relatives."),
     "sample": ("sample_command", "Generate images with an adapter."),
     "drift": ("drift_command", "Whether a source has changed between two releases."),
     "verify": ("verify_command", "Recompute every claim of a release's certificate."),

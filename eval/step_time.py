@@ -1,0 +1,198 @@
+"""What a private step costs: by our engine, by Opacus's hooks, and beside a step without privacy.
+
+    python -m hyperdp.eval.step_time --repeats 8
+
+All are run in turn within one process, so that other work on the machine hits them alike. Reported
+are CPU times and the median over the turns of the ratios within a turn. Data is public noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from opacus import GradSampleModule
+from torch import Tensor
+
+from hyperdp.bundle import Bundle, load_bundle
+from hyperdp.family import UNetFlow
+from hyperdp.lora import Weights, adapters, attach_peft, describe_sites, save_peft
+from hyperdp.private.finetune import fresh_adapter
+from hyperdp.private.learners.clipping import clipped_sum
+from hyperdp.private.learners.dpsgd import DpSgd
+from hyperdp.private.learners.gradients import per_example_gradients, record_losses
+from hyperdp.private.learners.normal import SystemNormal
+from hyperdp.private.learners.prism import Prism
+from hyperdp.private.learners.step_rule import StepRule
+
+_CLIP, _STD = 0.01, 0.01
+
+
+def step_times(
+    bundle: Bundle, *, batch: int = 32, rank: int = 8, repeats: int = 8
+) -> dict[str, list[float]]:
+    """CPU seconds of one step, in turn.
+
+    Args:
+        bundle: its base model and sites.
+        batch: records a step, all in one forward pass.
+        rank: r.
+        repeats: turns; one more goes first and is not counted.
+
+    Returns:
+        Name of the step → its times, one a turn.
+    """
+    steps = _steps(bundle, batch, rank)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeats + 1):
+        for name, step in steps.items():
+            begin = time.process_time()
+            step()
+            if turn:
+                times[name].append(time.process_time() - begin)
+    return times
+
+
+def _steps(bundle: Bundle, batch: int, rank: int) -> dict[str, Callable[[], None]]:
+    family = bundle.load_base()
+    family.prepare_training()
+    family.model.requires_grad_(False)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(batch, *family.image_shape, generator=rng) * 2 - 1
+    fresh = fresh_adapter(describe_sites(family.model, bundle.config.sites), rank, rng)
+    weights = {
+        n: (a.detach(), torch.randn(b.shape, generator=rng) * 0.01) for n, (a, b) in fresh.items()
+    }
+
+    def private(rule: StepRule) -> Callable[[], None]:
+        held = rule.start(weights)
+
+        def step() -> None:
+            grads = per_example_gradients(
+                family.model,
+                held,
+                lambda: record_losses(family, images, 1, rng),
+                examples=batch,
+                wrt_a=rule.needs_a,
+            )
+            total = clipped_sum(rule, held, grads, clip_norm=_CLIP, valid=batch)
+            noise = rule.noise(held, _STD, SystemNormal())
+            mean = {
+                k: ((a + noise[k][0]).float() / batch, (b + noise[k][1]).float() / batch)
+                for k, (a, b) in total.items()
+            }
+            rule.update(held, mean, _STD / batch, 1e-3)
+
+        return step
+
+    return {
+        "dpsgd": private(DpSgd()),
+        "opacus": _opacus(bundle, weights, images, rng),
+        "non_private": _non_private(family, weights, images, rng),
+        "prism": private(Prism()),
+    }
+
+
+def _non_private(
+    family: UNetFlow, weights: Weights, images: Tensor, rng: torch.Generator
+) -> Callable[[], None]:
+    leaves = {
+        n: (a.clone().requires_grad_(), b.clone().requires_grad_()) for n, (a, b) in weights.items()
+    }
+    optimizer = torch.optim.AdamW([p for pair in leaves.values() for p in pair], lr=1e-3)
+
+    def step() -> None:
+        with adapters(family.model, leaves):
+            loss = record_losses(family, images, 1, rng).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def _opacus(
+    bundle: Bundle, weights: Weights, images: Tensor, rng: torch.Generator
+) -> Callable[[], None]:
+    """Opacus's hooks on PEFT's LoRA, clipped, noised and stepped as its optimiser does."""
+    family = bundle.load_base()
+    family.prepare_training()
+    with tempfile.TemporaryDirectory() as name:
+        save_peft(weights, Path(name), base_name=bundle.name)
+        attached = attach_peft(family.model, Path(name))
+    attached.train()  # the hooks sleep in eval mode; the base has no dropout
+    for key, parameter in attached.named_parameters():
+        parameter.requires_grad_("lora_" in key)
+    hooked = GradSampleModule(attached, loss_reduction="sum")
+    trained = [p for p in hooked.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+
+    class Hooked(UNetFlow):
+        """The family's loss through the hooked model, whose configuration is wrapped."""
+
+        def __init__(self) -> None:
+            self.model, self.scheduler = hooked, family.scheduler
+            self.image_shape = family.image_shape
+
+    wrapped = Hooked()
+
+    def step() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            record_losses(wrapped, images, 1, rng).sum().backward()  # type: ignore[no-untyped-call]
+        samples: list[Tensor] = [p.grad_sample for p in trained]
+        norms = torch.stack([s.flatten(1).norm(dim=1) for s in samples]).norm(dim=0)
+        factors = (_CLIP / (norms + 1e-6)).clamp(max=1.0)
+        for p, s in zip(trained, samples, strict=True):
+            p.grad = torch.einsum("i,i...", factors, s) + torch.randn_like(p) * _STD
+            p.grad /= len(images)
+            p.grad_sample = None  # type: ignore[assignment]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def ratio(times: dict[str, list[float]], one: str, other: str) -> float:
+    """Median over the turns of one step's time over another's."""
+    return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
+
+
+def main() -> None:
+    """Print the medians and the ratios as one JSON object."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", default="glyphs")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=8)
+    given = parser.parse_args()
+    times = step_times(
+        load_bundle(given.bundle), batch=given.batch, rank=given.rank, repeats=given.repeats
+    )
+    pairs = (("dpsgd", "opacus"), ("dpsgd", "non_private"), ("prism", "dpsgd"))
+    print(
+        json.dumps(
+            {
+                "cpu_seconds": {name: statistics.median(t) for name, t in times.items()},
+                "ratios": {f"{a}/{b}": ratio(times, a, b) for a, b in pairs},
+                "batch": given.batch,
+                "rank": given.rank,
+                "repeats": given.repeats,
+                "threads": torch.get_num_threads(),
+                "machine": platform.machine(),
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

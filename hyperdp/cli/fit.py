@@ -1,0 +1,179 @@
+"""`hyperdp fit`: train an adapter by many noisy steps."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hyperdp.cli import _options as o
+
+_STEPS_PANEL = "The steps: public, and chosen before anything of this dataset was released"
+
+
+def fit_command(
+    data: o.Data,
+    epsilon: o.Epsilon,
+    delta: o.Delta,
+    size: Annotated[
+        int,
+        typer.Option(
+            help="Number of units as far as it is public: what everybody knows, or a guess. A "
+            "wrong one costs accuracy, never privacy."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PEFT directory to be made.")],
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="dpsgd, ffa, projected, prism or anadp.")
+    ] = "dpsgd",
+    bundle: o.BundleName = "glyphs",
+    ledger: o.LedgerFile = None,
+    dataset: o.DatasetName = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="A release: start from its adapter. Both budgets come from the same ledger, so "
+            "raise the cap first with `hyperdp ledger set-cap`.",
+            metavar="RELEASE",
+            show_default=False,
+        ),
+    ] = None,
+    start: Annotated[
+        Literal["fresh", "public-mean"],
+        typer.Option(
+            help="Where to start without --init: LoRA's standard start, or what the bundle makes "
+            "of the public mean (prism needs that or --init)."
+        ),
+    ] = "fresh",
+    steps: Annotated[int, typer.Option(rich_help_panel=_STEPS_PANEL)] = 200,
+    batch: Annotated[int, typer.Option(help="Expected batch.", rich_help_panel=_STEPS_PANEL)] = 64,
+    clip_norm: Annotated[
+        float, typer.Option(help="C, in the norm of the method.", rich_help_panel=_STEPS_PANEL)
+    ] = 0.01,
+    lr: Annotated[float, typer.Option(rich_help_panel=_STEPS_PANEL)] = 1e-3,
+    rank: Annotated[
+        int, typer.Option(help="Of a fresh adapter.", rich_help_panel=_STEPS_PANEL)
+    ] = 8,
+    draws: Annotated[
+        int,
+        typer.Option(help="Times and noises of each record a step.", rich_help_panel=_STEPS_PANEL),
+    ] = 1,
+    average: Annotated[
+        float,
+        typer.Option(help="Decay of the mean of the weights.", rich_help_panel=_STEPS_PANEL),
+    ] = 0.9,
+    optimizer: Annotated[
+        Literal["adamw", "sgd"],
+        typer.Option(help="Not for prism, which has its own.", rich_help_panel=_STEPS_PANEL),
+    ] = "adamw",
+    dims: Annotated[
+        int,
+        typer.Option(help="Of the public subspace (projected).", rich_help_panel=_STEPS_PANEL),
+    ] = 64,
+    target_module: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A LoRA site; may be repeated. By default all of the bundle's.",
+            rich_help_panel=_STEPS_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    microbatch: Annotated[int, typer.Option(help="Records in memory at once.")] = 32,
+    image_column: o.ImageColumn = None,
+    unit_column: o.UnitColumn = None,
+    skip_unreadable: o.SkipUnreadable = False,
+    allow_weak_delta: o.AllowWeakDelta = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Train an adapter by many noisy steps: DP-SGD and its relatives.
+
+    Killed and started again with the same words, it goes on and spends nothing twice.
+    The budget is taken from the ledger first, and stays spent if anything fails.
+
+    Example: hyperdp fit scans/ --method dpsgd --size 2000 --epsilon 8 --delta 1e-5 -o out/adapter
+    """
+    from hyperdp.budget import PrivacyBudget
+    from hyperdp.bundle import load_bundle
+    from hyperdp.ledger import Ledger
+    from hyperdp.private.learners.config import FitConfig, Pace
+    from hyperdp.private.learners.fit import fit
+    from hyperdp.private.readers import open_dataset
+    from hyperdp.private.release import Release
+
+    config = FitConfig(
+        method=method,
+        size=size,
+        expected_batch=batch,
+        steps=steps,
+        clip_norm=clip_norm,
+        lr=lr,
+        rank=rank,
+        start=start,
+        draws=draws,
+        average=average,
+        optimizer=optimizer,
+        dims=dims,
+        target_modules=tuple(target_module) if target_module else None,
+    )
+    unit: Literal["record", "user"] = "record" if unit_column is None else "user"
+    budget = PrivacyBudget(epsilon=epsilon, delta=delta, unit=unit)
+    loaded = load_bundle(bundle)
+    opened = open_dataset(
+        data,
+        image_shape=loaded.config.image_shape,
+        image_column=image_column,
+        unit_column=unit_column,
+        skip_unreadable=skip_unreadable,
+    )
+    opened.check()
+    columns = (
+        TextColumn("step"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("ε spent {task.fields[epsilon]:.3g}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("steps", total=steps, epsilon=0.0)
+        made = fit(
+            opened.records(),
+            bundle=loaded,
+            config=config,
+            budget=budget,
+            ledger=Ledger(ledger or o.default_ledger()),
+            out=out,
+            dataset=dataset or str(opened.path),
+            start=None if init is None else Release.load(init),
+            allow_weak_delta=allow_weak_delta,
+            pace=Pace(microbatch=microbatch),
+            progress=lambda done, _, spent: bar.update(task, completed=done, epsilon=spent),
+        )
+    c = made.certificate
+    facts = {
+        "adapter": str(out),
+        "method": c.method,
+        "bundle": c.bundle_name,
+        "epsilon": c.epsilon,
+        "delta": c.delta,
+        "adjacency": c.adjacency,
+        "unit": c.unit,
+        "noise_multiplier": c.noise_multiplier,
+        "sampling_probability": c.sampling_probability,
+        "steps": c.steps,
+        "total_epsilon": c.total_epsilon,
+        "total_delta": c.total_delta,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"adapter in {out}")
+    typer.echo(f"spent: epsilon {c.epsilon:g}, delta {c.delta:g}, {c.adjacency}, unit {c.unit}")
+    if c.start_event:
+        typer.echo(f"with the release it started from: epsilon {c.total_epsilon:.4g}")
+    typer.echo(f"Next: hyperdp sample {out} -o IMAGES, hyperdp verify {out}")
