@@ -154,7 +154,7 @@ def _opacus(
         for p, s in zip(trained, samples, strict=True):
             p.grad = torch.einsum("i,i...", factors, s) + torch.randn_like(p) * _STD
             p.grad /= len(images)
-            p.grad_sample = None  # type: ignore[assignment]
+            p.grad_sample = None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

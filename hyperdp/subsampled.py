@@ -54,7 +54,7 @@ def _one_way(sigma: float, q: float, steps: int, delta: float, *, removing: bool
     composed: NDArray[np.float64] = np.maximum(
         np.fft.fftshift(np.fft.irfft(transformed, _POINTS)), 0.0
     )
-    losses: NDArray[np.float64] = grid + steps * shift
+    losses = np.asarray(grid + steps * shift, dtype=np.float64)
     return _epsilon_at(losses, composed, delta - steps * beyond)
 
 

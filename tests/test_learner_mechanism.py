@@ -84,7 +84,7 @@ def test_sampling_at_the_ends():
     assert stats.chisquare(np.bincount(picked, minlength=3)).pvalue > SURE
 
 
-@pytest.mark.parametrize(("epsilon", "q", "steps"), [(1.0, 0.1, 60), (8.0, 0.05, 40)])
+@pytest.mark.parametrize(("epsilon", "q", "steps"), [(1.0, 0.1, 60), (3.0, 0.05, 20)])
 def test_calibration_is_tight_by_another_accountant(epsilon, q, steps):
     budget = PrivacyBudget(epsilon=epsilon, delta=1e-5)
     sigma = calibrate(budget, probability=q, steps=steps)
