@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -171,7 +172,7 @@ def run_bench(
     bundle = load_bundle(config.bundle)
     base = f"{bundle.name}-{bundle.hash[:8]}"
     rows = [row for row in read_rows(out) if row.bench == config.bench and row.base == base]
-    done = {(r.private_set, r.method, r.n, r.epsilon, r.seed) for r in rows}
+    done = {_key(r) for r in rows}
     world: World | None = None
     todo = list(cells(config))
     for number, cell in enumerate(todo):
@@ -184,7 +185,6 @@ def run_bench(
         progress = on_cell(cell, number, len(todo)) if on_cell is not None else _silent
         began = time.monotonic()
         figures = world.measure(cell, progress)
-        figures |= _gain(figures, cell, rows)
         new = [
             Row(
                 bench=config.bench,
@@ -205,21 +205,39 @@ def run_bench(
         ]
         append_rows(out, new)
         rows += new
-    return rows
+    gains = recovered_gains(rows)
+    append_rows(out, gains)
+    return rows + gains
 
 
-def _gain(figures: dict[str, float], cell: Cell, rows: list[Row]) -> dict[str, float]:
-    """The recovered gain, once base and non-private LoRA of the set are measured."""
-    if "fid" not in figures or cell.method in {"floor", "base", "lora"}:
-        return {}
-    known = {
-        r.method: r.value
-        for r in rows
-        if r.private_set == cell.private_set and r.metric == "fid" and r.method in {"base", "lora"}
-    }
-    if len(known) < 2 or known["base"] <= known["lora"]:
-        return {}
-    return {"recovered_gain": (known["base"] - figures["fid"]) / (known["base"] - known["lora"])}
+def recovered_gains(rows: list[Row]) -> list[Row]:
+    """The recovered gains that a bench's rows do not hold yet, in the order of the rows.
+
+    (FID_base - FID) / (FID_base - FID_LoRA), with the mean over seeds of base and of non-private
+    LoRA on all private records. A set without these two, or that LoRA does not bring nearer, has no
+    gain; it has one as soon as they are measured, whatever the order of the cells.
+    """
+    known = {_key(r) for r in rows if r.metric == "recovered_gain"}
+    fids = [r for r in rows if r.metric == "fid"]
+    gains = []
+    for row in fids:
+        if row.method in {"floor", "base", "lora"} or _key(row) in known:
+            continue
+        base, lora = (
+            [r.value for r in fids if (r.private_set, r.method) == (row.private_set, name)]
+            for name in ("base", "lora")
+        )
+        if not base or not lora:
+            continue
+        best, start = sum(lora) / len(lora), sum(base) / len(base)
+        if start > best:
+            gain = (start - row.value) / (start - best)
+            gains.append(dataclasses.replace(row, metric="recovered_gain", value=gain))
+    return gains
+
+
+def _key(row: Row) -> tuple[str, str, int | None, float | None, int]:
+    return row.private_set, row.method, row.n, row.epsilon, row.seed
 
 
 def _silent(done: int, total: int) -> None:

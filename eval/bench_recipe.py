@@ -90,12 +90,15 @@ def cells(config: BenchConfig) -> Iterator[Cell]:
                             )
 
 
-def read_bench_recipe(name_or_path: str, only: list[str] | None = None) -> BenchConfig:
+def read_bench_recipe(
+    name_or_path: str, only: list[str] | None = None, methods: list[str] | None = None
+) -> BenchConfig:
     """Reads a bench recipe.
 
     Args:
         name_or_path: a TOML file, or the name of a shipped recipe.
         only: keep these private sets.
+        methods: keep these methods.
 
     Raises:
         UsageError: no such recipe, bad TOML, or keys that do not fit.
@@ -128,4 +131,6 @@ def read_bench_recipe(name_or_path: str, only: list[str] | None = None) -> Bench
         ) from error
     if only:
         config = dataclasses.replace(config, private_sets=only)
+    if methods:
+        config = dataclasses.replace(config, methods=methods)
     return config

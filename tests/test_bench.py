@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -100,6 +101,23 @@ def test_recovered_gain_is_the_definition(config: BenchConfig, tmp_path: Path, m
     assert gains == {"public_mean": pytest.approx(0.15), "hyper": pytest.approx(0.5)}
 
 
+def test_gains_come_as_soon_as_they_can_whatever_the_order(
+    config: BenchConfig, tmp_path: Path, monkeypatch
+):
+    found = {"floor": 5.0, "base": 100.0, "lora": 40.0, "public_mean": 91.0, "hyper": 70.0}
+    monkeypatch.setattr(
+        bench_module.World, "measure", lambda self, cell, progress: {"fid": found[cell.method]}
+    )
+    out = tmp_path / "rows.jsonl"
+    early = run_bench(dataclasses.replace(config, methods=["base", "hyper"]), out)
+    assert not any(r.metric == "recovered_gain" for r in early)
+    rows = run_bench(config, out)
+    gains = [(r.method, r.seed, r.value) for r in rows if r.metric == "recovered_gain"]
+    assert ("hyper", 1, pytest.approx(0.5)) in gains
+    assert len(gains) == len({gain[:2] for gain in gains}) == 3
+    assert run_bench(config, out) == rows == read_rows(out)
+
+
 def test_rows_survive_the_disk_and_a_bad_line_is_named(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     rows = [_row(), _row(metric="kid", value=0.1, n=None)]
@@ -149,6 +167,7 @@ def test_controls_are_what_the_bundle_says(config: BenchConfig, tmp_path: Path):
 def test_recipes_are_read_and_refused(tmp_path: Path):
     assert read_bench_recipe("glyphs-gain").sampling.count >= 1000
     assert read_bench_recipe("glyphs-gain", ["digits"]).private_sets == ["digits"]
+    assert read_bench_recipe("glyphs-gain", methods=["lora"]).methods == ["lora"]
     with pytest.raises(UsageError, match="Shipped recipes"):
         read_bench_recipe("nothing")
     bad = tmp_path / "r.toml"

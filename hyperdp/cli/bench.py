@@ -27,6 +27,9 @@ def bench_command(
     private_set: Annotated[
         list[str] | None, typer.Option(help="Only this private set; may be repeated.")
     ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only this method; may be repeated.")
+    ] = None,
 ) -> None:
     """Measure every cell of a recipe that is not measured yet, and print the table.
 
@@ -41,7 +44,7 @@ def bench_command(
     from hyperdp.eval.bench_recipe import Cell, read_bench_recipe
     from hyperdp.eval.results import RESULTS, render_into, to_markdown
 
-    config = read_bench_recipe(recipe, private_set)
+    config = read_bench_recipe(recipe, private_set, method)
     path = out if out is not None else RESULTS / f"{config.bench}.jsonl"
     console = Console(stderr=True)
 
