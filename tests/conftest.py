@@ -4,7 +4,9 @@ import os
 
 from hypothesis import settings
 
-from tests.ledgers import ledger as ledger
+from tests.ledgers import ledger
+
+__all__ = ["ledger"]  # a fixture of every test
 
 # Set before any test imports what reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
