@@ -174,6 +174,12 @@ def test_class_names_are_a_list_of_at_least_two(classes):
     assert check_classes(("a", "b")) == ["a", "b"]
 
 
+@pytest.mark.parametrize("name", [1, "", None, "x" * 201, b"a"])
+def test_class_names_fit_a_certificate(name):
+    with pytest.raises(UsageError, match="texts of 1 to 200 characters"):
+        check_classes(["a", name])
+
+
 def test_progress_writes_nothing_where_there_is_no_terminal(capfd):
     total_of(records(5), progress=True)
     captured = capfd.readouterr()
