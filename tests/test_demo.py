@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -14,25 +16,16 @@ from hyperdp.private.release import Release
 from tests.worlds import tiny_bundle
 
 
-@pytest.fixture
-def demo(tmp_path: Path, monkeypatch, capsys) -> tuple[Path, dict[str, object]]:
-    monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "config"))
-    tiny_bundle(tmp_path / "bundle")
-    out = tmp_path / "demo"
-    code = run(
-        [
-            "demo",
-            "--out",
-            str(out),
-            "--bundle",
-            str(tmp_path / "bundle"),
-            "--samples",
-            "64",
-            "--json",
-        ]
-    )
-    assert code == 0
-    return out, json.loads(capsys.readouterr().out)
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    folder = tmp_path_factory.mktemp("demo")
+    tiny_bundle(folder / "bundle")
+    out, printed = folder / "demo", io.StringIO()
+    arguments = ["--out", str(out), "--bundle", str(folder / "bundle"), "--samples", "64"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("HYPERDP_CONFIG_DIR", str(folder / "config"))
+        assert run(["demo", *arguments, "--json"]) == 0
+    return out, json.loads(printed.getvalue())
 
 
 def test_it_releases_emits_samples_measures_and_reports(demo):

@@ -252,7 +252,7 @@ def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
     corpus = open_recipe_corpus(values)
     base_config = build(BaseConfig, values)
     base_config = dataclasses.replace(
-        base_config, loop=dataclasses.replace(base_config.loop, steps=60)
+        base_config, loop=dataclasses.replace(base_config.loop, steps=50)
     )
     family = train_base(base_config, tmp_path / "base", corpus)
     rng = torch.Generator().manual_seed(3)
@@ -275,7 +275,7 @@ def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
 
     joint = dataclasses.replace(
         config,
-        loop=dataclasses.replace(short, workers=2, lr=0.02),
+        loop=dataclasses.replace(short, workers=2, lr=0.05, steps=4),
         pool=10,
         base_weight=0.5,
         foretell_steps=2,
