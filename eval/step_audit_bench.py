@@ -78,8 +78,11 @@ def audit_anadp(
     weights = rule.start(weights)
     for step in range(8):  # a history that makes module 0 important; it is public by now
         noise = rule.noise(weights, 1e-3, SystemNormal())
-        size = {name: 1.0 + step if name == "site00" else 0.01 for name in weights}
-        mean = {name: (a + size[name], b + 0.01) for name, (a, b) in noise.items()}
+        # All modules change by more than their noise: were most importances 0, all shares were 1.
+        wave = 0.01 * (1 + step % 2)
+        plain = {name: wave * (1 + place / 8) for place, name in enumerate(sorted(weights))}
+        size = {name: 1.0 + step if name == "site00" else plain[name] for name in weights}
+        mean = {name: (a + size[name], b + plain[name]) for name, (a, b) in noise.items()}
         weights = rule.update(weights, mean, 1e-3, 0.0)
     bound = audit_step(
         rule, weights, known, _per_example(pair.canary),
