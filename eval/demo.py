@@ -25,7 +25,8 @@ from hyperdp.eval.metrics.interval import Interval, fid_interval
 from hyperdp.eval.metrics.precision_recall import SHARES, ManifoldScores, manifold_scores
 from hyperdp.eval.private_sets import load_private_set
 from hyperdp.eval.reading import METHODS, MetricRow
-from hyperdp.eval.report import GridPanel, ReleaseFacts, ReportInput
+from hyperdp.eval.release_facts import ReleaseFacts
+from hyperdp.eval.report import GridPanel, ReportInput
 from hyperdp.eval.results import hardware
 from hyperdp.eval.study import SamplingConfig, control_weights, draw_images
 from hyperdp.images import save_grid, to_uint8

@@ -18,14 +18,8 @@ from hyperdp.errors import DataError
 from hyperdp.eval.measure import NOT_PRIVATE
 from hyperdp.eval.pictures import Bar, bar_chart, inline_png
 from hyperdp.eval.reading import MetricRow, compare, number, read_rows, verdict
-from hyperdp.eval.report import (
-    GridPanel,
-    ReleaseFacts,
-    ReportInput,
-    composed_epsilon,
-    duration,
-    write_report,
-)
+from hyperdp.eval.release_facts import ReleaseFacts, composed_epsilon
+from hyperdp.eval.report import GridPanel, ReportInput, duration, write_report
 from hyperdp.eval.study import release_once
 from hyperdp.images import to_uint8
 from tests.worlds import tiny_bundle

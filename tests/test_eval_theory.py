@@ -20,15 +20,8 @@ from hyperdp.eval.theory import (
     subspace_error,
     tune,
 )
-from hyperdp.eval.theory_bench import (
-    METHODS,
-    TheoryConfig,
-    TheoryRun,
-    draw_picture,
-    exponents,
-    run_theory,
-    to_tables,
-)
+from hyperdp.eval.theory_bench import METHODS, TheoryConfig, TheoryRun, run_theory
+from hyperdp.eval.theory_tables import draw_picture, exponents, to_tables
 
 SMALL = LinearWorld(d=30, k=3)
 

@@ -17,14 +17,8 @@ def bench_theory(out: Path | None, into: Path | None) -> None:
             else beside the JSONL.
     """
     from hyperdp.eval.results import RESULTS, render_into
-    from hyperdp.eval.theory_bench import (
-        BENCH,
-        TheoryConfig,
-        TheoryRun,
-        draw_picture,
-        run_theory,
-        to_tables,
-    )
+    from hyperdp.eval.theory_bench import BENCH, TheoryConfig, TheoryRun, run_theory
+    from hyperdp.eval.theory_tables import draw_picture, to_tables
 
     config = TheoryConfig()
     path = out if out is not None else RESULTS / f"{BENCH}.jsonl"

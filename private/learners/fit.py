@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hyperdp import accounting, keys
 from hyperdp.budget import PrivacyBudget
@@ -29,7 +28,7 @@ from hyperdp.private.learners.calibrate import calibrate, training_event
 from hyperdp.private.learners.config import FitConfig, Pace
 from hyperdp.private.learners.finished import check_moved, saved_adapter
 from hyperdp.private.learners.methods import make_rule
-from hyperdp.private.learners.run_folder import RunFolder, run_folder
+from hyperdp.private.learners.run_folder import RunFolder, flatten, part, run_folder
 from hyperdp.private.learners.starting import check_separate, start_weights
 from hyperdp.private.learners.step import PrivateStep
 from hyperdp.private.learners.units import Units
@@ -154,12 +153,12 @@ def _train(
     done, weights, average = 0, begin, begin
     if (kept := folder.load()) is not None:
         done, tensors = kept
-        begin, weights, average = (_part(tensors, key) for key in ("begin", "weights", "average"))
+        begin, weights, average = (part(tensors, key) for key in ("begin", "weights", "average"))
         rule.load_state_dict(
             {k.removeprefix("rule/"): v for k, v in tensors.items() if k.startswith("rule/")}
         )
     else:
-        folder.save(0, _flat(begin=begin, weights=begin, average=begin, rule=rule.state_dict()))
+        folder.save(0, flatten(begin=begin, weights=begin, average=begin, rule=rule.state_dict()))
     warmup = max(1, config.steps // 20)
     every = max(1, config.steps // _TOLD)
     epsilon = 0.0
@@ -174,7 +173,7 @@ def _train(
         }
         if done % step.pace.checkpoint_every == 0 or done == config.steps:
             state = rule.state_dict()
-            folder.save(done, _flat(begin=begin, weights=weights, average=average, rule=state))
+            folder.save(done, flatten(begin=begin, weights=weights, average=average, rule=state))
         if progress is not None:
             if done % every == 0 or done == config.steps:
                 so_far = event_of(step.noise_multiplier, config.probability, done)
@@ -288,17 +287,3 @@ def _plain(config: FitConfig) -> dict[str, Any]:
 
 def _digest(start: Release | None) -> str:
     return "" if start is None else hashlib.sha256(start.certificate.to_bytes()).hexdigest()
-
-
-def _flat(*, rule: dict[str, Tensor], **adapters: Weights) -> dict[str, Tensor]:
-    flat = {f"rule/{key}": value for key, value in rule.items()}
-    for key, weights in adapters.items():
-        for name, pair in weights.items():
-            # Safetensors refuse two names for one memory, as at the start.
-            flat |= {f"{key}/{f}/{name}": p.clone() for f, p in zip("AB", pair, strict=True)}
-    return flat
-
-
-def _part(tensors: dict[str, Tensor], key: str) -> Weights:
-    names = [n.removeprefix(f"{key}/A/") for n in tensors if n.startswith(f"{key}/A/")]
-    return {name: (tensors[f"{key}/A/{name}"], tensors[f"{key}/B/{name}"]) for name in names}

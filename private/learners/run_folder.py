@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hyperdp import keys
 from hyperdp.errors import UsageError
+from hyperdp.lora import Weights
 
 _SETTINGS, _STATE = "run.json", "state.safetensors"
 
@@ -101,3 +102,19 @@ def run_folder(out: Path, settings: dict[str, Any]) -> Iterator[RunFolder]:
                 f"it up remove {path}; what it reserved stays spent.",
             )
         yield RunFolder(path=path, run_id=body["run_id"])
+
+
+def flatten(*, rule: dict[str, Tensor], **adapters: Weights) -> dict[str, Tensor]:
+    """A rule's state and named adapters as the tensors that `RunFolder.save` keeps."""
+    flat = {f"rule/{key}": value for key, value in rule.items()}
+    for key, weights in adapters.items():
+        for name, pair in weights.items():
+            # Safetensors refuse two names for one memory, as at the start.
+            flat |= {f"{key}/{f}/{name}": p.clone() for f, p in zip("AB", pair, strict=True)}
+    return flat
+
+
+def part(tensors: dict[str, Tensor], key: str) -> Weights:
+    """The adapter that `flatten` was given as `key`."""
+    names = [n.removeprefix(f"{key}/A/") for n in tensors if n.startswith(f"{key}/A/")]
+    return {name: (tensors[f"{key}/A/{name}"], tensors[f"{key}/B/{name}"]) for name in names}
