@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle, load_bundle
@@ -17,6 +18,7 @@ from hyperdp.errors import UsageError
 from hyperdp.eval.bench_recipe import BenchConfig, Cell, cells
 from hyperdp.eval.digit_classifier import DigitClassifier, train_classifier
 from hyperdp.eval.features import EfficientNetLite0, Features, extract
+from hyperdp.eval.measure import read_reference
 from hyperdp.eval.metrics.fid import fid, kid
 from hyperdp.eval.private_sets import PrivateSet, load_private_set
 from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
@@ -31,6 +33,8 @@ from hyperdp.eval.study import (
     released_weights,
 )
 from hyperdp.lora import Weights, pick
+from hyperdp.private.release import Release
+from hyperdp.private.reweight import adapt_on_public
 
 
 def load_set(name: str) -> PrivateSet:
@@ -83,7 +87,25 @@ class World:
         assert cell.n is not None and cell.epsilon is not None  # noqa: S101
         images, _ = self.data.records(cell.n, seed=cell.seed)
         budget = PrivacyBudget(epsilon=cell.epsilon, delta=self.config.delta)
-        return pick(released_weights(self.bundle, release_once(self.bundle, images, budget)), 0)
+        return pick(self.read(cell, release_once(self.bundle, images, budget), progress), 0)
+
+    @cached_property
+    def public(self) -> Tensor:
+        """The public records of the method `reweighted`, float32 [N, C, H, W]."""
+        return read_reference(self.config.public, self.bundle.config.image_shape)[0]
+
+    def read(self, cell: Cell, made: Release, progress: Progress) -> Weights:
+        """The adapters, one for each class, that a cell's method makes of a release."""
+        if cell.method != "reweighted":
+            return released_weights(self.bundle, made)
+        return adapt_on_public(
+            self.bundle,
+            made.mean(),
+            made.mean_noise_std(),
+            self.public,
+            self.config.reweight,
+            progress=progress,
+        )
 
     def measure(self, cell: Cell, progress: Progress) -> dict[str, float]:
         """The figures of one cell: `loss` on the reference half, `fid` and `kid`."""
@@ -149,7 +171,7 @@ class LabelledWorld(World):
         assert cell.epsilon is not None  # noqa: S101
         budget = PrivacyBudget(epsilon=cell.epsilon, delta=self.config.delta)
         made = release_once(self.bundle, images, budget, labels=labels, classes=names)
-        weights = released_weights(self.bundle, made)
+        weights = self.read(cell, made, progress)
         return [pick(weights, c) for c in range(len(names))]
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from hyperdp.errors import UsageError
 from hyperdp.eval.study import CONTROLS, SamplingConfig
 from hyperdp.private.finetune import FinetuneConfig
+from hyperdp.private.reweight import ReweightConfig
 
 RECIPES = Path(__file__).parent / "recipes"
-METHODS = ("floor", "base", "lora", *CONTROLS, "hyper")
-NEEDS_RELEASE = ("hyper",)
+METHODS = ("floor", "base", "lora", *CONTROLS, "hyper", "reweighted")
+NEEDS_RELEASE = ("hyper", "reweighted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,10 @@ class BenchConfig:
         private_sets: see `hyperdp.eval.private_sets`.
         n: numbers of private records. epsilon: budgets. delta: of every budget.
         seeds: of draws of records, starting noise and training; the noise of a release has none.
-        methods: out of `METHODS`; `floor` is the private records themselves.
+        methods: out of `METHODS`; `floor` is the private records themselves, `reweighted` trains
+            what `hyper` emits on, on public records re-weighted to have the released mean.
+        public: the public records of `reweighted` (`hyperdp pretrain public`).
+        reweight: its settings.
         labelled: one adapter for each class, measured by how many of its images a classifier of the
             reference set reads as that class.
         sampling: the same for every cell; with count = 0 only the held-out loss is measured.
@@ -46,6 +50,8 @@ class BenchConfig:
     methods: list[str]
     labelled: bool = False
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    public: str = "runs/public.npz"
+    reweight: ReweightConfig = field(default_factory=ReweightConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     variants: dict[str, FinetuneConfig] = field(default_factory=dict)
 
@@ -119,6 +125,7 @@ def read_bench_recipe(
                 **values,
                 "sampling": SamplingConfig(**values.get("sampling", {})),
                 "finetune": FinetuneConfig(**values.get("finetune", {})),
+                "reweight": ReweightConfig(**values.get("reweight", {})),
                 "variants": {
                     name: FinetuneConfig(**variant)
                     for name, variant in values.get("variants", {}).items()

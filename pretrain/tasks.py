@@ -6,6 +6,7 @@ among them), a typographic attribute, a faiss k-means cluster, a mixture of two,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import faiss
@@ -14,9 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hyperdp.pretrain.base import RowSampler, records
 from hyperdp.pretrain.corpus import Corpus
 from hyperdp.pretrain.style import Style, draw, draw_style
 
+DRAWN_AT_ONCE = 1000
 Rows = npt.NDArray[np.int64]
 
 
@@ -210,6 +213,41 @@ class TaskSampler:
         skeleton = torch.from_numpy(self.corpus.skeleton[flat[order]])[back]
         images = draw(ink, skeleton, style, rng)
         return images.view(*rows.shape, *images.shape[1:])
+
+
+def draw_public(
+    corpus: Corpus,
+    count: int,
+    rng: torch.Generator,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Public records of great variety: half drawn as the base model sees them, half by task.
+
+    Args:
+        corpus: the public corpus; its training split is drawn from.
+        count: N.
+        rng: CPU generator.
+        progress: called with (records done, count).
+
+    Returns:
+        float32 [N, 1, 28, 28] in [-1, 1].
+    """
+    rows = RowSampler(corpus, 0)
+    sampler = TaskSampler(corpus, 0, TaskMix())
+    parts: list[Tensor] = []
+    done = 0
+    while done < count:
+        size = min(DRAWN_AT_ONCE, count - done)
+        parts.append(
+            sampler.draw(-(-size // 250), 250, rng).flatten(0, 1)[:size]
+            if len(parts) % 2
+            else records(corpus, rows.draw(size, rng), rng)
+        )
+        done += size
+        if progress is not None:
+            progress(done, count)
+    return torch.cat(parts)
 
 
 class TaskPool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,13 @@ def judge_release(release: Release | str | Path, bundle: Bundle) -> Finding | No
     )
 
 
-def emit_adapter(release: Release | str | Path, bundle: Bundle, out: str | Path) -> list[Path]:
+def emit_adapter(
+    release: Release | str | Path,
+    bundle: Bundle,
+    out: str | Path,
+    *,
+    read: Callable[[Bundle, Tensor, Tensor], Weights] | None = None,
+) -> list[Path]:
     """Writes the adapter of a release as a PEFT directory, or one directory for each class.
 
     Args:
@@ -83,6 +90,8 @@ def emit_adapter(release: Release | str | Path, bundle: Bundle, out: str | Path)
         bundle: the bundle that the release was made with.
         out: a folder that does not exist or is empty. An unlabelled release is written to it, a
             labelled one to a folder of it for each class; the certificate goes beside the adapters.
+        read: what makes adapters of (bundle, z, noise std); `adapter_weights` when None,
+            `hyperdp.private.reweight.adapt_on_public` where public records are at hand.
 
     Returns:
         The PEFT directories, in the order of the classes.
@@ -106,7 +115,7 @@ def emit_adapter(release: Release | str | Path, bundle: Bundle, out: str | Path)
             found=str(folder),
             todo="Choose another --out.",
         )
-    weights = adapter_weights(bundle, loaded.mean(), loaded.mean_noise_std())
+    weights = (read or adapter_weights)(bundle, loaded.mean(), loaded.mean_noise_std())
     classes = loaded.classes
     folders = [folder] if classes is None else [folder / class_folder(name) for name in classes]
     for group, target in enumerate(folders):

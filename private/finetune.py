@@ -92,12 +92,47 @@ def finetune_lora(
     if len(images) == 0:
         raise UsageError(expected="at least one record", found="none", todo="Give some data.")
     rng = torch.Generator().manual_seed(seed)
+    begin = fresh_adapter(sites, config.rank, rng) if start is None else start
+
+    def draw(count: int) -> Tensor:
+        return images[torch.randint(len(images), (1, count), generator=rng)]
+
+    return train_adapters(family, begin, draw, config, rng, progress=progress)
+
+
+def train_adapters(
+    family: Family,
+    start: Weights,
+    draw: Callable[[int], Tensor],
+    config: FinetuneConfig,
+    rng: torch.Generator,
+    *,
+    progress: Progress | None = None,
+) -> Weights:
+    """Trains G adapters side by side, each on records of its own and without any privacy.
+
+    Args:
+        family: the base model; its own weights stay as they are.
+        start: the adapters to begin with, A [G, r, in, …] and B [G, out, r]; an A of one group is
+            given to every group.
+        draw: a number of records → that many for each group, float32 [G, count, C, H, W].
+        config: see `FinetuneConfig`; the batch is that of one group.
+        rng: of times and noise.
+        progress: called with (steps done, steps).
+
+    Returns:
+        The averaged adapters, A [G, r, in, …] and B [G, out, r], detached. Each is what it would be
+        without the others, but for the draw of times and noise.
+    """
+    groups = max(len(b) for _, b in start.values())
     family.model.requires_grad_(False)
-    if start is None:
-        weights = fresh_adapter(sites, config.rank, rng)
-    else:
-        weights = {n: (a.detach().clone().requires_grad_(), b.detach().clone().requires_grad_())
-                   for n, (a, b) in start.items()}  # fmt: skip
+    weights = {
+        name: (
+            a.detach().expand(groups, *a.shape[1:]).clone().requires_grad_(),
+            b.detach().clone().requires_grad_(),
+        )
+        for name, (a, b) in start.items()
+    }
     params = [p for pair in weights.values() for p in pair]
     average = [p.detach().clone() for p in params]
     optimizer = torch.optim.AdamW(params, lr=config.lr, weight_decay=0.0, fused=True)
@@ -111,16 +146,17 @@ def finetune_lora(
             * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part)))
         )
         optimizer.param_groups[0]["lr"] = lr
-        drawn = torch.randint(len(images), (config.batch_size + POOL,), generator=rng)
-        batch, pool = torch.split(images[drawn], [config.batch_size, POOL])
+        batch, pool = torch.split(
+            draw(config.batch_size + POOL), [config.batch_size, POOL], 1
+        )  # [G, b, …], [G, K, …]
         with (
             adapters(family.model, weights),
             torch.autocast(device, torch.bfloat16, enabled=config.bf16),
         ):
-            loss = family.adapter_loss(batch[None], pool[None], rng).mean()
+            loss = family.adapter_loss(batch, pool, rng).view(groups, -1).mean(1).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        _clip_gradients(params, 1.0)
         optimizer.step()
         decay = min(config.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(average, [p.detach() for p in params], 1 - decay)
@@ -128,3 +164,12 @@ def finetune_lora(
             progress(step + 1, config.steps)
     flat = iter(average)
     return {name: (next(flat), next(flat)) for name in weights}
+
+
+def _clip_gradients(params: list[Tensor], bound: float) -> None:
+    """Scales each group's gradient, over all [G, …] tensors, to a norm of at most `bound`."""
+    grads = [p.grad for p in params if p.grad is not None]
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in grads]).norm(dim=0)  # [G]
+    scale = (bound / (norms + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from hyperdp.eval.private_sets import load_private_set
 from hyperdp.eval.results import Row, append_rows, mean_std, read_rows, render_into, to_markdown
 from hyperdp.eval.study import SamplingConfig, control_weights, draw_images
 from hyperdp.private.finetune import FinetuneConfig
+from hyperdp.private.reweight import ReweightConfig
 from tests.worlds import tiny_bundle
 
 
@@ -89,6 +91,29 @@ def test_a_killed_bench_goes_on_and_loses_one_cell(
     assert run_bench(config, out) == rows
     for row in rows:
         assert set(asdict(row)) == set(json.loads(out.read_text().splitlines()[0]))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_reweighted_adapters_are_measured_like_any_other(
+    config: BenchConfig, labelled: bool, tmp_path: Path
+):
+    images = np.random.default_rng(0).integers(0, 256, (120, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "public.npz", images=images)
+    config = replace(
+        config,
+        methods=["reweighted"],
+        seeds=[0],
+        labelled=labelled,
+        public=str(tmp_path / "public.npz"),
+        reweight=ReweightConfig(steps=2),
+    )
+    told = []
+    rows = run_bench(
+        config, tmp_path / "r.jsonl", on_cell=lambda *_: lambda *done: told.append(done)
+    )
+    assert (2, 2) in told
+    assert {row.method for row in rows} == {"reweighted"}
+    assert {row.metric for row in rows} >= ({"accuracy_9"} if labelled else {"fid", "kid"})
 
 
 def test_recovered_gain_is_the_definition(config: BenchConfig, tmp_path: Path, monkeypatch):

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from hyperdp.cli.pretrain import app
 from hyperdp.eval.bench import load_set
+from hyperdp.eval.measure import read_reference
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.corpus_sample import open_sample
 
@@ -33,3 +34,16 @@ def test_public_sets_can_be_read_by_the_bench(
         assert found.pool.shape == found.reference.shape == (24, 1, 28, 28)
         assert found.pool.min() >= -1 and found.pool.max() > 0.5
         assert not torch.equal(found.pool, found.reference)
+
+
+def test_public_records_are_of_both_kinds_and_can_be_read_as_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(corpus_module, "open_corpus", open_sample)
+    out = tmp_path / "public.npz"
+    result = CliRunner().invoke(app, ["public", "-n", "1200", "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    images, pool = read_reference(str(out), (1, 28, 28))
+    assert pool is None and images.shape == (1200, 1, 28, 28)
+    assert images.min() == -1 and (images.flatten(1).amax(1) > 0).float().mean() > 0.95
+    assert len(images.unique(dim=0)) > 1100

@@ -5,11 +5,13 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 
 from hyperdp import budget
 from hyperdp.cli import _releasing
 from hyperdp.cli._app import run
 from hyperdp.ledger import Ledger
+from hyperdp.lora import load_peft
 from hyperdp.private.release import Release
 from hyperdp.verification import verify
 from tests.reader_samples import png, write_parquet_bytes
@@ -60,6 +62,34 @@ def test_a_release_says_what_was_spent_and_can_be_emitted(data, bundle, tmp_path
     ]
     assert run(["emit", str(out), "-o", str(tmp_path / "adapter"), "-b", bundle]) == 0
     assert (tmp_path / "adapter" / "adapter_config.json").exists()
+
+
+def test_public_records_train_the_adapters_on_and_cost_no_budget(
+    data, bundle, tmp_path, capsys, operator
+):
+    words = ["--label-column", "y", "--classes", "0,1,2"]
+    assert spend("release", data, tmp_path / "r", bundle, *words) == 0
+    assert run(["emit", str(tmp_path / "r"), "-o", str(tmp_path / "plain"), "-b", bundle]) == 0
+    public = tmp_path / "public.npz"
+    images = np.random.default_rng(1).integers(0, 256, (120, 28, 28), dtype=np.uint8)
+    np.savez(public, images=images)
+    words = ["emit", str(tmp_path / "r"), "-b", bundle, "--public", str(public)]
+    words += ["--public-steps", "2"]
+    for name in ("one", "two"):
+        assert run([*words, "-o", str(tmp_path / name)]) == 0
+    for label in "012":
+        plain, one, two = (load_peft(tmp_path / name / label) for name in ("plain", "one", "two"))
+        assert all(torch.equal(one[site][1], two[site][1]) for site in one)
+        assert any(not torch.equal(one[site][1], plain[site][1]) for site in one)
+    assert (tmp_path / "one" / "certificate.json").read_bytes() == (
+        tmp_path / "r" / "certificate.json"
+    ).read_bytes()
+    assert reserved(operator) == 1
+    np.savez(public, images=images[:50])
+    capsys.readouterr()
+    assert run([*words, "-o", str(tmp_path / "few")]) == 2
+    assert "at least 100 public records" in capsys.readouterr().err
+    assert not (tmp_path / "few").exists()
 
 
 def test_json_is_one_object_of_noisy_facts(data, bundle, tmp_path, capsys):

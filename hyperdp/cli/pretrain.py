@@ -102,6 +102,37 @@ def held_out_command(
     typer.echo(str(out))
 
 
+@app.command("public")
+def public_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .npz to write.")],
+    records: Annotated[int, typer.Option("--records", "-n", min=100, help="Records.")] = 24000,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+) -> None:
+    """Draw public records, half of them over all glyphs and half by tasks, for `emit --public`.
+
+    Example: hyperdp pretrain public -o runs/public.npz
+    """
+    import numpy as np
+    import torch
+
+    from hyperdp.images import to_uint8
+    from hyperdp.pretrain.corpus import open_corpus
+    from hyperdp.pretrain.tasks import draw_public
+
+    console = Console(stderr=True)
+    with Progress(console=console) as bar:
+        task = bar.add_task("drawing", total=records)
+        images = draw_public(
+            open_corpus(),
+            records,
+            torch.Generator().manual_seed(seed),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out, images=to_uint8(images).transpose(0, 3, 1, 2))
+    typer.echo(str(out))
+
+
 @app.command("digits")
 def digits_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="The .npz to write.")],

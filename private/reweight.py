@@ -1,0 +1,207 @@
+"""Post-processing of z with public records: they are re-weighted until their mean embedding is z.
+
+z is all that is read of the private data, so this costs no privacy (Dwork & Roth 2014, proposition
+2.1). ρ answers in one forward pass and has to spread its capacity over every public task; a few
+steps of LoRA from its answer, on the public records that z points at, are spent on one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import brentq, minimize
+from scipy.special import logsumexp, softmax
+from torch import Tensor
+
+from hyperdp.bundle import Bundle
+from hyperdp.errors import UsageError
+from hyperdp.lora import Weights
+from hyperdp.private.embed import BATCH_SIZE, embed_batch
+from hyperdp.private.emit import adapter_weights
+from hyperdp.private.finetune import FinetuneConfig, Progress, train_adapters
+
+LEAST_NOISE_STD = 3e-3
+"""A public mean is itself known no better than this, and public records can be no better fitted."""
+FEWEST_RECORDS = 100
+LEAST_BATCH = 4
+MOST_SHARPENING = 4.0
+"""How far a tilt is lengthened at most: a release that is all noise rules nothing out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReweightConfig:
+    """How an adapter is fitted to re-weighted public records; chosen on public tasks.
+
+    Attributes:
+        steps: of AdamW with linear warm-up and cosine.
+        batch_size: records a step over all classes, and `LEAST_BATCH` of each at least.
+        lr: learning rate.
+        ema: decay of the weight average that is returned.
+        discrepancy: of `reweight` for the classes of a labelled release, where a record of the
+            wrong class is worse than fewer records; 0 is taken for an unlabelled one.
+        seed: of the draws. Public: nothing secret hangs on it.
+    """
+
+    steps: int = 150
+    batch_size: int = 40
+    lr: float = 2e-3
+    ema: float = 0.97
+    discrepancy: float = 0.75
+    seed: int = 0
+
+
+def tilt(
+    embeddings: NDArray[np.float64], mean: NDArray[np.float64], noise_std: float
+) -> NDArray[np.float64]:
+    """λ of the weights wᵢ ∝ exp(λᵀφᵢ) that minimise KL(w ‖ uniform) + ‖Σ wᵢ φᵢ - z‖² / (2 s²).
+
+    Maximum entropy under moments that are known with noise, found through its convex dual (Dudík,
+    Phillips & Schapire 2007, JMLR 8).
+
+    Args:
+        embeddings: float64 [N, k], clipped embeddings φᵢ of public records.
+        mean: float64 [k], z: a noisy mean embedding.
+        noise_std: s > 0, its noise std per coordinate.
+
+    Returns:
+        float64 [k].
+    """
+
+    def dual(tilt: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        scores = embeddings @ tilt
+        value = logsumexp(scores) - tilt @ mean + 0.5 * noise_std**2 * tilt @ tilt
+        return float(value), softmax(scores) @ embeddings - mean + noise_std**2 * tilt
+
+    found = minimize(
+        dual, np.zeros(len(mean)), jac=True, method="L-BFGS-B",
+        options={"maxiter": 1000, "gtol": 1e-7, "ftol": 1e-13},
+    )  # fmt: skip
+    solution: NDArray[np.float64] = found.x
+    return solution
+
+
+def reweight(
+    embeddings: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    noise_std: float,
+    *,
+    discrepancy: float = 0.0,
+) -> NDArray[np.float64]:
+    """Weights of public records whose mean embedding is z as far as z is known.
+
+    Those of `tilt` are the least committed ones, nearer to all public data than the private records
+    are. With a `discrepancy` λ is lengthened until ‖Σ wᵢ φᵢ - z‖ is that share of s √k, the length
+    of the noise (discrepancy principle, Morozov 1966): purer records, and fewer of them. Where no
+    weights come so near to z, what is missing counts as noise.
+
+    Args:
+        embeddings: float64 [N, k], clipped embeddings φᵢ of public records.
+        mean: float64 [k], z: a noisy mean embedding.
+        noise_std: s, its noise std per coordinate; at least `LEAST_NOISE_STD` is reckoned with.
+        discrepancy: at most 1; 0 for the tilt itself.
+
+    Returns:
+        float64 [N], sum 1.
+    """
+    std, root = max(noise_std, LEAST_NOISE_STD), math.sqrt(len(mean))
+
+    def misfit(scores: NDArray[np.float64]) -> float:
+        return float(np.linalg.norm(softmax(scores) @ embeddings - mean))
+
+    scores = embeddings @ tilt(embeddings, mean, std)
+    while misfit(scores) > std * root:
+        std *= 1.5
+        scores = embeddings @ tilt(embeddings, mean, std)
+
+    def excess(length: float) -> float:
+        return misfit(length * scores) - discrepancy * std * root
+
+    length = 1.0
+    if discrepancy > 0 and excess(MOST_SHARPENING) <= 0:
+        length = MOST_SHARPENING
+    elif discrepancy > 0 and excess(1.0) < 0:
+        length = brentq(excess, 1.0, MOST_SHARPENING, xtol=1e-3)
+    weights: NDArray[np.float64] = softmax(length * scores)
+    return weights
+
+
+def embed_public(bundle: Bundle, public: Tensor) -> NDArray[np.float64]:
+    """Clipped embeddings, float64 [N, k], of public records, float32 [N, C, H, W] in [-1, 1]."""
+    parts = [embed_batch(bundle.encoder, part.numpy()) for part in torch.split(public, BATCH_SIZE)]
+    embeddings = np.concatenate(parts).astype(np.float64)
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    clipped: NDArray[np.float64] = embeddings * np.minimum(
+        1.0, bundle.config.clip_norm / np.maximum(norms, np.finfo(np.float64).tiny)
+    )
+    return clipped
+
+
+def effective_size(weights: NDArray[np.float64]) -> float:
+    """Kish's effective number of records behind weights of sum 1: 1 / Σ wᵢ²."""
+    return float(1 / np.square(weights).sum())
+
+
+def adapt_on_public(
+    bundle: Bundle,
+    mean: Tensor,
+    noise_std: Tensor,
+    public: Tensor,
+    config: ReweightConfig | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Weights:
+    """LoRA steps from ρ(z), for every class, on public records re-weighted to have the mean z.
+
+    Args:
+        bundle: its encoder, hypernetwork and base model.
+        mean: float32 [L, k], noisy mean embeddings of a release.
+        noise_std: float32 [L], their noise std per coordinate.
+        public: float32 [N, C, H, W] in [-1, 1], public records in which something like the private
+            ones occurs. Anything private here would be read without any privacy.
+        config: see `ReweightConfig`.
+        progress: called with (steps done, steps).
+
+    Returns:
+        L adapters, A [L, r, in, …] and B [L, out, r].
+
+    Raises:
+        UsageError: fewer than 100 public records.
+    """
+    config = ReweightConfig() if config is None else config
+    if len(public) < FEWEST_RECORDS:
+        raise UsageError(
+            expected=f"at least {FEWEST_RECORDS} public records",
+            found=str(len(public)),
+            todo="Give more; thousands are good.",
+        )
+    classes = len(mean)
+    discrepancy = config.discrepancy if classes > 1 else 0.0
+    embeddings = embed_public(bundle, public)
+    rng = torch.Generator().manual_seed(config.seed)
+    weights = torch.from_numpy(
+        np.stack(
+            [
+                reweight(embeddings, z, float(std), discrepancy=discrepancy)
+                for z, std in zip(mean.double().numpy(), noise_std, strict=True)
+            ]
+        )
+    )  # [L, N]
+
+    def draw(count: int) -> Tensor:
+        return public[torch.multinomial(weights, count, replacement=True, generator=rng)]
+
+    family = bundle.load_base()
+    family.prepare_training()
+    start = adapter_weights(bundle, mean, noise_std)
+    finetune = FinetuneConfig(
+        rank=bundle.hypernetwork.config.rank,
+        steps=config.steps,
+        batch_size=max(LEAST_BATCH, config.batch_size // classes),
+        lr=config.lr,
+        ema=config.ema,
+    )
+    return train_adapters(family, start, draw, finetune, rng, progress=progress)
