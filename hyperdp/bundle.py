@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hyperdp.encoder import Encoder, EncoderConfig
-from hyperdp.errors import BundleError
+from hyperdp.errors import BundleError, HyperdpError
 from hyperdp.family import FAMILIES, UNetFlow
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import describe_sites
 
 SHIPPED = Path(__file__).parent / "bundles"
 FORMAT = 1
+LARGEST_SIZE, MOST_LAYERS = 2**16, 64
 # Measured on a finished bundle and laid beside it: they name its hash, so it cannot hold theirs.
 MEASURED = ("forecast.json", "guard.safetensors")
 
@@ -159,14 +160,56 @@ def load_bundle(name_or_path: str | Path = "glyphs") -> Bundle:
                 todo="The bundle was changed or cut short: take a fresh copy.",
             )
     try:
-        return _build(
-            folder,
-            BundleConfig(**{**config, "image_shape": tuple(config["image_shape"])}),
-            hashlib.sha256(raw).hexdigest(),
-        )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        unet = json.loads((folder / "unet" / "config.json").read_bytes())
+        for part in (config, unet):
+            _check_sizes(part)
+        built = BundleConfig(**{**config, "image_shape": tuple(config["image_shape"])})
+        _check_config(built)
+        return _build(folder, built, hashlib.sha256(raw).hexdigest())
+    except HyperdpError:
+        raise
+    except Exception as error:  # the libraries that read the parts may raise anything
         raise BundleError(expected="weights that fit the manifest", found=repr(error)[:300],
                           todo="Take a fresh copy of the bundle.") from error  # fmt: skip
+
+
+def _check_sizes(value: object, name: str = "") -> None:
+    """Refuses sizes that no model has, before they are allocated or counted up to."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_sizes(part, str(key))
+    elif isinstance(value, list):
+        if len(value) > LARGEST_SIZE:
+            raise ValueError(f"{name} has {len(value)} parts")
+        for part in value:
+            _check_sizes(part, name)
+    elif isinstance(value, int | float):
+        most = MOST_LAYERS if name in {"depth", "layers_per_block"} else LARGEST_SIZE
+        if not -LARGEST_SIZE <= value <= most:
+            raise ValueError(f"{name} is {value}")
+
+
+def _check_config(config: BundleConfig) -> None:
+    """Refuses what the code that loads the parts would not notice."""
+    k = config.embed_dim
+    shape = config.image_shape
+    wrong = [
+        name
+        for name, right in {
+            "name": isinstance(config.name, str),
+            "embed_dim": isinstance(k, int) and k > 0 and config.encoder["embed_dim"] == k,
+            "clip_norm": isinstance(config.clip_norm, float | int) and config.clip_norm > 0,
+            "image_shape": len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape),
+            "sampling_steps": isinstance(config.sampling_steps, int) and config.sampling_steps > 0,
+            "public_mean": len(config.public_mean) == k
+            and all(isinstance(v, float | int) for v in config.public_mean),
+            "other_task_mean": len(config.other_task_mean) == k
+            and all(isinstance(v, float | int) for v in config.other_task_mean),
+        }.items()
+        if not right
+    ]
+    if wrong:
+        raise ValueError(f"wrong values of {', '.join(wrong)}")
 
 
 def _build(folder: Path, config: BundleConfig, digest: str) -> Bundle:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import random
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -17,13 +16,11 @@ from safetensors.numpy import save
 from hyperdp import keys
 from hyperdp.budget import PrivacyBudget
 from hyperdp.certificate import Certificate, read_release
-from hyperdp.errors import HyperdpError
 from hyperdp.ledger import Ledger
 from hyperdp.private.release import release
 from hyperdp.verification import ledger_entries, verify
+from tests.damage import damage, outcome
 from tests.private_world import TinyBundle, records
-
-HANG = 20.0  # seconds; the machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -44,50 +41,12 @@ def made(tmp_path_factory):
         yield folder
 
 
-def damage(rng: random.Random, data: bytes) -> bytes:
-    """Flips, cuts, insertions, repetitions and swaps, one to four of them."""
-    content = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(content) + 1)
-        kind = rng.randrange(6)
-        if kind == 0 and at < len(content):
-            content[at] ^= rng.randint(1, 255)
-        elif kind == 1:
-            del content[at:]
-        elif kind == 2:
-            content[at:at] = rng.randbytes(rng.randint(1, 30))
-        elif kind == 3:
-            content[at:at] = content[at : at + rng.randint(1, 200)]
-        elif kind == 4:
-            del content[at : at + rng.randint(1, 60)]
-        else:
-            content[at : at + 8] = rng.choice(
-                [b"\xff" * 8, b"\0" * 8, b"[" * 8, b'"' * 8, b"NaN     ", b"1e999999", b"-9999999"]
-            )
-        if not content:
-            content = bytearray(b"\0")
-    return bytes(content)
-
-
 VALUES = [
     None, True, 0, -1, 1, 2**31, 2**63, 10**40, 0.0, -0.0, 1e-300, 1e300, -1.5, 0.5, 24, "", "x",
     "add-remove", "replace-one", "user", [], {}, ["a", "b"], [[]], {"type": "gaussian"},
     {"type": "gaussian", "noise_multiplier": 1e-9}, {"type": "repeat", "count": 10**12, "event":
     {"type": "gaussian", "noise_multiplier": 1.0}}, "\ud800", "é" * 50,
 ]  # fmt: skip
-
-
-def outcome(load, *values) -> bool:
-    """Whether it was refused; anything but our own error is a traceback and fails the test."""
-    start = time.monotonic()
-    try:
-        load(*values)
-        refused = False
-    except HyperdpError as error:
-        assert str(error)
-        refused = True
-    assert time.monotonic() - start < HANG
-    return refused
 
 
 def fuzz_certificate(made, rng, count):
