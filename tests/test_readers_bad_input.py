@@ -298,3 +298,13 @@ def test_more_damage_to_tables(tmp_path):
     path, _ = write_huggingface(tmp_path / "hf")
     next(path.glob("*.arrow")).write_bytes(b"")
     assert "Hugging Face" in refused(path).expected
+
+
+def test_text_that_is_no_utf8_is_damage_and_is_not_shown(tmp_path):
+    labels = pa.array([b"secret \x8e"] * 4, pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"image": [png(level) for level in LEVELS], "label": labels}),
+                   tmp_path / "d.parquet")  # fmt: skip
+    dataset = open_dataset(tmp_path / "d.parquet", image_shape=SHAPE, label_column="label")
+    with pytest.raises(DataError, match="undamaged Parquet") as caught:
+        list(dataset.records())
+    assert "secret" not in str(caught.value)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import pyarrow
 import pyarrow.parquet
 
 from hyperdp.errors import DataError
@@ -83,7 +83,7 @@ class TableRows:
         value = cells.get(name)
         names = self._table.class_names.get(name)
         if names is not None and isinstance(value, int):
-            return names[value] if 0 <= value < len(names) else None
+            return as_text(names[value]) if 0 <= value < len(names) else None
         return as_text(value)
 
     def _source(self, cell: object) -> object:
@@ -106,11 +106,10 @@ def parquet(path: Path) -> Table:
         DataError: a file is damaged or its columns differ from the first one's.
     """
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    try:
+    with _undamaged(path, "Parquet"):
         footers = [pyarrow.parquet.read_metadata(file) for file in files]
         schemas = [pyarrow.parquet.read_schema(file) for file in files]
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, "Parquet", error) from error
+        class_names = _declared_names(schemas[0].metadata or {})
     if any(schema.names != schemas[0].names for schema in schemas):
         raise DataError(
             expected=f"every Parquet file in '{path}' to have the same columns",
@@ -120,18 +119,16 @@ def parquet(path: Path) -> Table:
 
     def read(needed: list[str]) -> Iterator[Cells]:
         for file in files:
-            try:
+            with _undamaged(file, "Parquet"):
                 batches = pyarrow.parquet.ParquetFile(file).iter_batches(BATCH, columns=needed)
                 for batch in batches:
-                    yield from batch.to_pylist()
-            except (pyarrow.ArrowException, OSError) as error:
-                raise _damaged(file, "Parquet", error) from error
+                    yield from _cells(batch)
 
     return Table(
         path=path,
         base=path if path.is_dir() else path.parent,
         columns=tuple(schemas[0].names),
-        class_names=_declared_names(schemas[0].metadata or {}),
+        class_names=class_names,
         size=lambda: sum(footer.num_rows for footer in footers),
         read=read,
     )
@@ -161,16 +158,17 @@ def huggingface(path: Path) -> Table:
     """
     import datasets  # noqa: PLC0415 - takes seconds, and few have such a folder
 
-    try:
+    kind = "Hugging Face dataset"
+    with _undamaged(path, kind):
         dataset: Any = datasets.load_from_disk(str(path))
-    except Exception as error:
-        # The library promises no types of exception for a damaged folder.
-        raise _damaged(path, "Hugging Face dataset", error) from error
-    features = dataset.features
+        features = dataset.features
+        # Its file is memory-mapped, and Arrow trusts it: a damaged one would end the process.
+        dataset.data.table.validate(full=True)
 
     def read(needed: list[str]) -> Iterator[Cells]:
-        for batch in dataset.select_columns(needed).with_format("arrow").iter(batch_size=BATCH):
-            yield from batch.to_pylist()
+        with _undamaged(path, kind):
+            for batch in dataset.select_columns(needed).with_format("arrow").iter(batch_size=BATCH):
+                yield from _cells(batch)
 
     return Table(
         path=path,
@@ -257,6 +255,22 @@ def json_lines(path: Path) -> Table:
         size=lambda: sum(1 for _ in read([])),
         read=read,
     )
+
+
+def _cells(batch: Any) -> list[Cells]:
+    """The rows of an Arrow batch or table, once Arrow has looked through all of it."""
+    batch.validate(full=True)
+    rows: list[Cells] = batch.to_pylist()
+    return rows
+
+
+@contextmanager
+def _undamaged(path: Path, kind: str) -> Iterator[None]:
+    """Whatever a library raises inside means a damaged file; none of them promises its types."""
+    try:
+        yield
+    except Exception as error:
+        raise _damaged(path, kind, error) from error
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> DataError:
