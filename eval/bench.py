@@ -25,6 +25,7 @@ from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read
 from hyperdp.eval.study import (
     CONTROLS,
     Progress,
+    class_lora_weights,
     control_weights,
     draw_images,
     held_out_loss,
@@ -161,13 +162,10 @@ class LabelledWorld(World):
         images, labels = self.data.records(cell.n or max(self.config.n), seed=cell.seed)
         assert labels is not None  # noqa: S101
         if cell.method == "lora":
-            finetune = self.config.finetune
-            return [
-                lora_weights(
-                    self.bundle, images[labels == c], finetune, seed=cell.seed, progress=progress
-                )
-                for c in range(len(names))
-            ]
+            weights = class_lora_weights(
+                self.bundle, images, labels, self.config.finetune, seed=cell.seed, progress=progress
+            )
+            return [pick(weights, c) for c in range(len(names))]
         assert cell.epsilon is not None  # noqa: S101
         budget = PrivacyBudget(epsilon=cell.epsilon, delta=self.config.delta)
         made = release_once(self.bundle, images, budget, labels=labels, classes=names)

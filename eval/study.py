@@ -22,7 +22,12 @@ from hyperdp.family import UNetFlow
 from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights, adapters, describe_sites, pick
 from hyperdp.private.emit import adapter_weights
-from hyperdp.private.finetune import FinetuneConfig, finetune_lora
+from hyperdp.private.finetune import (
+    FinetuneConfig,
+    finetune_lora,
+    fresh_adapter,
+    train_adapters,
+)
 from hyperdp.private.records import Record
 from hyperdp.private.release import Release, release
 
@@ -205,3 +210,38 @@ def lora_weights(
     family.prepare_training()
     sites = describe_sites(family.model, bundle.config.sites)
     return finetune_lora(family, sites, images, config, seed=seed, progress=progress)
+
+
+def class_lora_weights(
+    bundle: Bundle,
+    images: Tensor,
+    labels: Tensor,
+    config: FinetuneConfig,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Weights:
+    """Non-private LoRA on the records of each class, all classes side by side: not private.
+
+    Args:
+        bundle: its base model and sites.
+        images: float32 [n, C, H, W], the private records.
+        labels: int64 [n] in 0 … L - 1; every class occurs.
+        config: see `FinetuneConfig`; the batch is that of one class.
+        seed: of start, batches, times and noise.
+        progress: called with (steps done, steps).
+
+    Returns:
+        L adapters, A [L, r, in, …] and B [L, out, r].
+    """
+    family = bundle.load_base()
+    family.prepare_training()
+    rng = torch.Generator().manual_seed(seed)
+    pools = [images[labels == c] for c in range(int(labels.max()) + 1)]
+
+    def draw(count: int) -> Tensor:
+        return torch.stack([p[torch.randint(len(p), (count,), generator=rng)] for p in pools])
+
+    sites = describe_sites(family.model, bundle.config.sites)
+    start = fresh_adapter(sites, config.rank, rng, groups=len(pools))
+    return train_adapters(family, start, draw, config, rng, progress=progress)

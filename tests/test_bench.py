@@ -101,7 +101,7 @@ def test_reweighted_adapters_are_measured_like_any_other(
     np.savez(tmp_path / "public.npz", images=images)
     config = replace(
         config,
-        methods=["reweighted"],
+        methods=["reweighted", "lora"],
         seeds=[0],
         labelled=labelled,
         public=str(tmp_path / "public.npz"),
@@ -112,7 +112,7 @@ def test_reweighted_adapters_are_measured_like_any_other(
         config, tmp_path / "r.jsonl", on_cell=lambda *_: lambda *done: told.append(done)
     )
     assert (2, 2) in told
-    assert {row.method for row in rows} == {"reweighted"}
+    assert {row.method for row in rows} == {"reweighted", "lora"}
     assert {row.metric for row in rows} >= ({"accuracy_9"} if labelled else {"fid", "kid"})
 
 
