@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hyperdp.cli._bars import counting_bar
 
 
 def forecast_command(
@@ -56,13 +56,7 @@ def forecast_command(
     folder = out if out is not None else loaded.path
     folder.mkdir(parents=True, exist_ok=True)
     public = open_recipe_corpus({"corpus": corpus})
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with counting_bar() as bar:
         if guard:
             step = bar.add_task("guard: tasks", total=2 * guard_tasks)
             config = GuardConfig(reference=guard_tasks, calibration=guard_tasks, seed=seed)

@@ -63,7 +63,8 @@ def bench_command(
         return progress
 
     rows = run_bench(config, path, on_cell=on_cell)
-    metrics = ("accuracy",) if config.labelled else ("fid", "kid", "recovered_gain")
+    classes = sorted({row.metric for row in rows if row.metric.startswith("accuracy_")})
+    metrics = ("accuracy", *classes) if config.labelled else ("fid", "kid", "recovered_gain")
     table = to_markdown(rows, metrics)
     typer.echo(table, nl=False)
     if into is not None:

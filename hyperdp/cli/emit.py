@@ -73,15 +73,8 @@ def _emit_with_public(
     release: Path, bundle: Bundle, out: Path, public: str, steps: int
 ) -> list[Path]:
     import torch
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
+    from hyperdp.cli._bars import counting_bar
     from hyperdp.private.emit import emit_adapter
     from hyperdp.private.readers import open_dataset
     from hyperdp.private.reweight import ReweightConfig, adapt_on_public
@@ -89,13 +82,7 @@ def _emit_with_public(
     records = open_dataset(public, image_shape=bundle.config.image_shape).records()
     images = torch.stack([torch.from_numpy(record.image) for record in records])
     config = ReweightConfig(steps=steps)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with counting_bar() as bar:
         task = bar.add_task("training on public records", total=steps)
         return emit_adapter(
             release,

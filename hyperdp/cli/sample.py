@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
+
+from hyperdp.cli._bars import counting_bar
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
@@ -69,14 +63,8 @@ def sample_command(
             found=str(out),
             todo="Choose another --out; images are never overwritten.",
         )
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
     written = {}
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with counting_bar() as bar:
         for name, source in sources.items():
             task = bar.add_task(f"sampling {name}".strip(), total=count)
             base = loaded.load_base()
