@@ -27,12 +27,15 @@ class BaseConfig:
         batch_size: records a step.
         loop: see `LoopConfig`.
         model: arguments of the diffusers model class.
+        start: folder with `unet/` and `scheduler/` (a base or a bundle) whose weights training
+            begins with; "" begins with fresh ones, of the shape that `model` says.
     """
 
     family: str = "unet-flow"
     batch_size: int = 64
     loop: LoopConfig
     model: dict[str, Any] = field(default_factory=dict)
+    start: str = ""
 
 
 def records(corpus: Corpus, rows: npt.NDArray[np.int64], rng: torch.Generator) -> Tensor:
@@ -74,7 +77,8 @@ def train_base(config: BaseConfig, folder: Path, corpus: Corpus | None = None) -
     """
     corpus = corpus_module.open_corpus() if corpus is None else corpus
     torch.manual_seed(config.loop.seed)
-    family = FAMILIES[config.family].create(**config.model)
+    kind = FAMILIES[config.family]
+    family = kind.load(Path(config.start)) if config.start else kind.create(**config.model)
     family.prepare_training()
     train, held_out = RowSampler(corpus, 0), RowSampler(corpus, 1)
 
