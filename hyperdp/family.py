@@ -197,7 +197,10 @@ class UNetFlow:
             )
             self.scheduler.set_timesteps(steps)
             for t in self.scheduler.timesteps:
-                x = self.scheduler.step(network(x, t).sample, t, x, return_dict=False)[0]
+                # The scheduler hands images back in the network's precision: bfloat16 would round
+                # them at every step.
+                velocity = network(x, t).sample.float()
+                x = self.scheduler.step(velocity, t, x, return_dict=False)[0]
             batches.append(x.clamp(-1, 1).cpu())
             if progress is not None:
                 progress(min(start + batch_size, count), count)

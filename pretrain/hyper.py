@@ -25,7 +25,7 @@ from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.base import RowSampler, records
 from hyperdp.pretrain.corpus import Corpus
 from hyperdp.pretrain.foretell import Foretell
-from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.loop import Loop, LoopConfig, load_average
 from hyperdp.pretrain.tasks import TaskMix, TaskPool, TaskSampler
 from hyperdp.pretrain.validation import Validation
 
@@ -52,6 +52,8 @@ class HyperConfig:
             Above 0 the base learns to be adapted: its weights take part in the adapters' loss too.
         base_records: records a step that the base's own loss is taken on.
         base_lr: the base's learning rate over that of the rest.
+        start: folder of an earlier run whose averaged encoder, hypernetwork and foretelling heads
+            training begins with, at the same sizes; "" begins with fresh ones. The base is `base`.
     """
 
     name: str
@@ -74,6 +76,7 @@ class HyperConfig:
     base_weight: float = 0.0
     base_records: int = 16
     base_lr: float = 0.3
+    start: str = ""
     sampling_steps: int = 24
     encoder: dict[str, Any] = field(default_factory=dict)
     hypernetwork: dict[str, Any] = field(default_factory=dict)
@@ -196,6 +199,8 @@ def train_hyper(
         images=marginal,
     )
     module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "foretell": foretell})
+    if config.start:
+        load_average(Path(config.start), module)
     conditioning = Conditioning(config, sampler, encoder, hyper, foretell)
     workers = config.loop.workers
     # Hooks belong to a module: each worker needs modules of its own, over the same weights.

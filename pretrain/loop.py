@@ -25,6 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hyperdp.errors import UsageError
+
 CHECKPOINT = "checkpoint.safetensors"
 
 Step = Callable[[torch.Generator, int], tuple[Tensor, dict[str, float]]]
@@ -247,6 +249,41 @@ class Loop:
                     "exp_avg": tensors[f"exp_avg/{name}"].to(p.device),
                     "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(p.device),
                 }
+
+
+def load_average(folder: Path, module: nn.Module) -> None:
+    """Loads the averaged weights that a run left in `folder` into the parameters of a module.
+
+    Parameters of the run that the module does not have are left alone.
+
+    Raises:
+        UsageError: no checkpoint there, or one that lacks a parameter or has it in another size.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        raise UsageError(
+            expected=f"the folder of a training run, with {CHECKPOINT}",
+            found=str(folder),
+            todo="Give the folder that `hyperdp pretrain` wrote with -o.",
+        )
+    params = dict(module.named_parameters())
+    with safe_open(path, "pt") as file:
+        names = set(file.keys())
+        sizes = {
+            name: tuple(file.get_slice(f"average/{name}").get_shape())
+            for name in params
+            if f"average/{name}" in names
+        }
+        wrong = [name for name, p in params.items() if sizes.get(name) != tuple(p.shape)]
+        if wrong:
+            raise UsageError(
+                expected=f"a run of the same recipe in {folder}",
+                found=f"missing or of another size there: {', '.join(wrong[:4])}",
+                todo="Train with the sizes of that run, or begin afresh.",
+            )
+        with torch.no_grad():
+            for name, p in params.items():
+                p.copy_(file.get_tensor(f"average/{name}"))
 
 
 @contextmanager

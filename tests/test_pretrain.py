@@ -19,7 +19,7 @@ from hyperdp.pretrain.base import BaseConfig, RowSampler, records, train_base
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.faces import PRIVATE_SCRIPTS, RESERVED_SCRIPTS
 from hyperdp.pretrain.hyper import HyperConfig, _twin, train_hyper
-from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.loop import Loop, LoopConfig, load_average
 from hyperdp.pretrain.recipe import build, open_recipe_corpus, read_recipe
 from hyperdp.pretrain.style import Style, draw, draw_style, plain_style
 from hyperdp.pretrain.tasks import TaskMix, TaskPool, TaskSampler
@@ -180,6 +180,19 @@ def test_a_killed_run_resumed_equals_an_unbroken_one(tmp_path: Path):
     assert torch.equal(resumed.bias, unbroken.bias)
 
 
+def test_a_run_begins_with_the_averaged_weights_of_another(tmp_path: Path):
+    _, loop = _quadratic(tmp_path, 21)
+    loop.run("first")
+    module = nn.Linear(*reversed(loop.module.weight.shape))
+    load_average(tmp_path, module)
+    assert torch.equal(module.weight, loop.average["weight"])
+    assert torch.equal(module.bias, loop.average["bias"])
+    with pytest.raises(UsageError, match=r"missing or of another size there: weight"):
+        load_average(tmp_path, nn.Linear(7, 3))
+    with pytest.raises(UsageError, match="the folder of a training run"):
+        load_average(tmp_path / "none", module)
+
+
 def test_a_part_of_the_module_may_learn_slower(tmp_path: Path):
     module = nn.ModuleDict({"fast": nn.Linear(2, 1), "base": nn.Linear(2, 1)})
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
@@ -260,6 +273,13 @@ def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
     with torch.no_grad():
         assert family.loss(images, rng).mean() < 0.6  # an untrained base is above 2
 
+    again = dataclasses.replace(
+        base_config,
+        start=str(tmp_path / "base"),
+        loop=dataclasses.replace(base_config.loop, steps=1, lr=0.0),
+    )
+    assert _same_weights(train_base(again, tmp_path / "again", corpus), family, atol=0.0)
+
     values = read_recipe("glyphs-tiny", "hyper")
     open_recipe_corpus(values)
     config = build(HyperConfig, {**values, "base": str(tmp_path / "base")})
@@ -284,6 +304,13 @@ def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
     assert not _same_weights(learned.base, family, atol=2e-3)
     resumed = train_hyper(joint, tmp_path / "joint", corpus)
     assert resumed.hash == learned.hash
+    further = dataclasses.replace(
+        joint, start=str(tmp_path / "joint"), foretell_steps=0,
+        loop=dataclasses.replace(short, steps=1, lr=0.0),
+    )  # fmt: skip
+    same = train_hyper(further, tmp_path / "further", corpus)
+    for p, q in zip(same.hypernetwork.parameters(), learned.hypernetwork.parameters(), strict=True):
+        assert torch.equal(p, q)
     files = {str(p.relative_to(bundle.path)) for p in bundle.path.rglob("*") if p.is_file()}
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
 
