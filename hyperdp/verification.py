@@ -21,7 +21,8 @@ from hyperdp.training_certificate import TrainingCertificate
 from hyperdp.training_verification import check_training
 from hyperdp.vote_certificate import VoteCertificate, check_votes
 
-AnyCertificate: TypeAlias = Certificate | TrainingCertificate | VoteCertificate
+Signed: TypeAlias = Certificate | TrainingCertificate | VoteCertificate
+"""The certificate of a release, of a fit, or of votes."""
 
 _PLD_TOLERANCE = 1e-6  # up to ε = 16; beyond, the intervals and their error grow
 
@@ -58,7 +59,7 @@ def verify(
     return claims
 
 
-def _claims(folder: Path) -> tuple[AnyCertificate, list[Claim]]:
+def _claims(folder: Path) -> tuple[Signed, list[Claim]]:
     """A release's claims, or those of a fit or of votes where the certificate is one's."""
     path = folder / CERTIFICATE_FILE
     statement = path.read_bytes() if path.is_file() else b""
@@ -119,7 +120,7 @@ def _recompute(c: Certificate) -> list[Claim]:
     return [*claims, Claim.checked("epsilon (PLD)", c.epsilon, epsilon, holds)]
 
 
-def check_entry(c: AnyCertificate, ledger: Path) -> None:
+def check_entry(c: Signed, ledger: Path) -> None:
     """Hold a certificate to its entry in a ledger.
 
     Args:

@@ -47,6 +47,7 @@ class VoteCertificate(Statement):
         candidates: N, numbers in one histogram.
         iterations: T.
         config: all settings, as the operator gave them.
+        inverted: whether dark was made light in every record before it was embedded.
         bundle_name: name of the bundle.
         bundle_hash: SHA-256 of the bundle.
         encoder_hash: SHA-256 over the encoder's weights as used.
@@ -80,6 +81,7 @@ class VoteCertificate(Statement):
     candidates: int
     iterations: int
     config: dict[str, Any]
+    inverted: bool
     bundle_name: str
     bundle_hash: str
     encoder_hash: str

@@ -115,6 +115,7 @@ def evolve(
     out: str | Path,
     dataset: str,
     allow_weak_delta: bool = False,
+    inverted: bool = False,
     progress: Progress | None = None,
 ) -> Evolved:
     """Generate images that private records have voted for, and write them into a new folder.
@@ -128,6 +129,7 @@ def evolve(
         out: folder to be made; it must not exist.
         dataset: the operator's name for the dataset, or its absolute path; always the same one.
         allow_weak_delta: keep images whose δ is not below 1 / n̂.
+        inverted: whether the reader made dark light in every record; noted in the certificate.
         progress: called with (iterations done, iterations).
 
     Returns:
@@ -189,6 +191,7 @@ def evolve(
             candidates=config.candidates,
             iterations=config.iterations,
             config=dataclasses.asdict(config),
+            inverted=inverted,
             bundle_name=bundle.name,
             bundle_hash=bundle.hash,
             encoder_hash=encoder_hash,
