@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
+from hyperdp.errors import DataError
 from hyperdp.mechanism import clip_to_lattice
 from hyperdp.private.embed import BATCH_SIZE, embed_batch
 from hyperdp.private.learners.units import Units
 from hyperdp.private.records import Record
 from hyperdp.votes import VoteSpec, VoteSum
+
+T = TypeVar("T")
 
 
 class Voters:
@@ -38,12 +42,12 @@ class Voters:
         """Read and embed every record once.
 
         Raises:
-            DataError: as in `Units.read`.
+            DataError: as in `Units.read`, or of anything else; its text tells of no record.
         """
         units = Units.read(records, shape=bundle.config.image_shape, unit=budget.unit)
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # a library's warning may tell of a record
-            return cls(on_lattice(embed_all(bundle, units.images), bundle), units.members)
+        return cls(
+            _quietly(lambda: on_lattice(embed_all(bundle, units.images), bundle)), units.members
+        )
 
     def vote(self, candidates: NDArray[np.float64], spec: VoteSpec) -> VoteSum:
         """The exact histogram.
@@ -51,7 +55,13 @@ class Voters:
         Args:
             candidates: float64 [N, k], whole numbers, as `on_lattice` makes them.
             spec: the query.
+
+        Raises:
+            DataError: something went wrong. The text tells of no record.
         """
+        return _quietly(lambda: self._vote(candidates, spec))
+
+    def _vote(self, candidates: NDArray[np.float64], spec: VoteSpec) -> VoteSum:
         total = VoteSum(spec)
         squares = np.square(candidates).sum(axis=1)
         nearest = np.concatenate(
@@ -63,6 +73,24 @@ class Voters:
         for positions in self._members:
             total.add(nearest[positions])
         return total
+
+
+def _quietly(work: Callable[[], T]) -> T:
+    """Does what reads private values, and lets neither a warning nor an error tell of them."""
+    done: list[T] = []
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            done.append(work())
+    except Exception:  # noqa: BLE001, S110  # even its type may depend on a record, its text on n
+        pass
+    if not done:  # out here, so that the error has no context to show
+        raise DataError(
+            expected="records that can be embedded and counted",
+            found="an error whose text may hold private values and is not shown",
+            todo="Try public data of the same form and size. The budget is spent.",
+        )
+    return done[0]
 
 
 def embed_all(bundle: Bundle, images: Tensor) -> NDArray[np.float32]:

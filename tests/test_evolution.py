@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -106,6 +107,22 @@ def test_nothing_is_read_before_the_reservation_and_a_failure_leaves_nothing(bun
         run(bundle, tmp_path, records=looking())
     assert "Anna" not in str(caught.value)
     assert caught.value.__context__ is None
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["embed_all", "Voters._vote"])
+def test_no_error_or_warning_tells_of_a_record(bundle, tmp_path, monkeypatch, place):
+    def quotes(*_):
+        warnings.warn("Anna's scan has 3 dark pixels", stacklevel=1)
+        raise MemoryError("cannot allocate an array of shape (4711, 8)")
+
+    monkeypatch.setattr(f"hyperdp.private.voters.{place}", quotes)
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(DataError) as error:
+        warnings.simplefilter("always")
+        run(bundle, tmp_path)
+    assert "4711" not in str(error.value)
+    assert error.value.__context__ is None
+    assert not [w for w in caught if "Anna" in str(w.message)]
     assert not (tmp_path / "out").exists()
 
 
