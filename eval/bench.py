@@ -5,172 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from hyperdp.budget import PrivacyBudget
-from hyperdp.bundle import Bundle, load_bundle
-from hyperdp.errors import UsageError
+from hyperdp.bundle import load_bundle
 from hyperdp.eval.bench_recipe import BenchConfig, Cell, cells
-from hyperdp.eval.digit_classifier import DigitClassifier, train_classifier
-from hyperdp.eval.features import EfficientNetLite0, Features, extract
-from hyperdp.eval.measure import read_reference
-from hyperdp.eval.metrics.fid import fid, kid
-from hyperdp.eval.private_sets import PrivateSet, load_private_set
 from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
-from hyperdp.eval.study import (
-    CONTROLS,
-    Progress,
-    class_lora_weights,
-    control_weights,
-    draw_images,
-    held_out_loss,
-    lora_weights,
-    release_once,
-    released_weights,
-)
-from hyperdp.lora import Weights, pick
-from hyperdp.private.release import Release
-from hyperdp.private.reweight import adapt_on_public
-
-
-def load_set(name: str) -> PrivateSet:
-    """A private set by name, or a public task by the path of the .npz that `pretrain` wrote."""
-    if not name.endswith(".npz"):
-        return load_private_set(name)
-    path = Path(name)
-    if not path.is_file():
-        raise UsageError(
-            expected="a public task that `hyperdp pretrain tasks` wrote",
-            found=f"no file {path}",
-            todo="Run `hyperdp pretrain tasks -o FOLDER` first.",
-        )
-    with np.load(path, allow_pickle=False) as file:
-        pool, reference = (torch.from_numpy(file[key]) for key in ("pool", "reference"))
-        labels = {key: torch.from_numpy(file[key]) for key in file.files if key.endswith("_labels")}
-    return PrivateSet(
-        name=name,
-        about=f"Public validation task {path.stem}.",
-        pool=pool.float() / 127.5 - 1,
-        pool_labels=labels.get("pool_labels"),
-        reference=reference.float() / 127.5 - 1,
-        reference_labels=labels.get("reference_labels"),
-    )
-
-
-class World:
-    """One private set with the bundle and what is computed once for it."""
-
-    def __init__(self, config: BenchConfig, name: str, bundle: Bundle) -> None:
-        self.config, self.bundle = config, bundle
-        self.data = load_set(name)
-        self.extractor = EfficientNetLite0()
-
-    @cached_property
-    def reference(self) -> Features:
-        """Features of the reference half."""
-        return extract(self.extractor, self.data.reference)
-
-    def weights(self, cell: Cell, progress: Progress) -> Weights:
-        """The adapter of a cell; {} for the base model."""
-        if cell.method == "base":
-            return {}
-        if cell.method in CONTROLS:
-            return control_weights(self.bundle, cell.method)
-        if cell.method.startswith("lora"):
-            images, _ = self.data.records(max(self.config.n), seed=cell.seed)
-            setting = self.config.variants.get(cell.method[5:], self.config.finetune)
-            return lora_weights(self.bundle, images, setting, seed=cell.seed, progress=progress)
-        assert cell.n is not None and cell.epsilon is not None  # noqa: S101
-        images, _ = self.data.records(cell.n, seed=cell.seed)
-        budget = PrivacyBudget(epsilon=cell.epsilon, delta=self.config.delta)
-        return pick(self.read(cell, release_once(self.bundle, images, budget), progress), 0)
-
-    @cached_property
-    def public(self) -> Tensor:
-        """The public records of the method `reweighted`, float32 [N, C, H, W]."""
-        return read_reference(self.config.public, self.bundle.config.image_shape)[0]
-
-    def read(self, cell: Cell, made: Release, progress: Progress) -> Weights:
-        """The adapters, one for each class, that a cell's method makes of a release."""
-        if cell.method != "reweighted":
-            return released_weights(self.bundle, made)
-        return adapt_on_public(
-            self.bundle,
-            made.mean(),
-            made.mean_noise_std(),
-            self.public,
-            self.config.reweight,
-            progress=progress,
-        )
-
-    def measure(self, cell: Cell, progress: Progress) -> dict[str, float]:
-        """The figures of one cell: `loss` on the reference half, `fid` and `kid`."""
-        count = self.config.sampling.count
-        figures: dict[str, float] = {}
-        if cell.method == "floor":
-            images = self.data.pool[:count]
-        else:
-            weights = self.weights(cell, progress)
-            figures["loss"] = held_out_loss(self.bundle, weights, self.data.reference)
-            images = draw_images(
-                self.bundle, weights, self.config.sampling, seed=cell.seed, progress=progress
-            )
-        if count:
-            features = extract(self.extractor, images)
-            figures["fid"] = fid(features, self.reference).value
-            figures["kid"] = kid(features, self.reference).value
-        return figures
-
-
-class LabelledWorld(World):
-    """The labelled bench: how many images of each class's adapter are read as that class."""
-
-    @cached_property
-    def classifier(self) -> DigitClassifier:
-        """Trained on the reference half, which shares no record with the pool."""
-        assert self.data.reference_labels is not None  # noqa: S101
-        return train_classifier(self.data.reference, self.data.reference_labels)
-
-    def measure(self, cell: Cell, progress: Progress) -> dict[str, float]:
-        """`accuracy` over all classes, and `accuracy_CLASS` for each."""
-        labels = self.data.pool_labels
-        assert labels is not None  # noqa: S101
-        names = [str(c) for c in range(int(labels.max()) + 1)]
-        adapters = self._class_weights(cell, names, progress)
-        figures = {}
-        for index, name in enumerate(names):
-            images = draw_images(
-                self.bundle,
-                adapters[index],
-                self.config.sampling,
-                seed=cell.seed * 1000 + index,
-                progress=progress,
-            )
-            figures[f"accuracy_{name}"] = self.classifier.share_read_as(images, index)
-        return {"accuracy": sum(figures.values()) / len(figures), **figures}
-
-    def _class_weights(self, cell: Cell, names: list[str], progress: Progress) -> list[Weights]:
-        if cell.method == "base":
-            return [{} for _ in names]
-        if cell.method in CONTROLS:
-            return [control_weights(self.bundle, cell.method) for _ in names]
-        images, labels = self.data.records(cell.n or max(self.config.n), seed=cell.seed)
-        assert labels is not None  # noqa: S101
-        if cell.method == "lora":
-            weights = class_lora_weights(
-                self.bundle, images, labels, self.config.finetune, seed=cell.seed, progress=progress
-            )
-            return [pick(weights, c) for c in range(len(names))]
-        assert cell.epsilon is not None  # noqa: S101
-        budget = PrivacyBudget(epsilon=cell.epsilon, delta=self.config.delta)
-        made = release_once(self.bundle, images, budget, labels=labels, classes=names)
-        weights = self.read(cell, made, progress)
-        return [pick(weights, c) for c in range(len(names))]
+from hyperdp.eval.study import Progress
+from hyperdp.eval.tuning import Tuning
+from hyperdp.eval.world import LabelledWorld, World
 
 
 def run_bench(
@@ -193,6 +35,7 @@ def run_bench(
     base = f"{bundle.name}-{bundle.hash[:8]}"
     rows = [row for row in read_rows(out) if row.bench == config.bench and row.base == base]
     done = {_key(r) for r in rows}
+    tuning = Tuning(config.tuning, base)
     world: World | None = None
     todo = list(cells(config))
     for number, cell in enumerate(todo):
@@ -201,7 +44,7 @@ def run_bench(
             continue
         if world is None or world.data.name != cell.private_set:
             kind = LabelledWorld if config.labelled else World
-            world = kind(config, cell.private_set, bundle)
+            world = kind(config, cell.private_set, bundle, tuning)
         progress = on_cell(cell, number, len(todo)) if on_cell is not None else _silent
         began = time.monotonic()
         figures = world.measure(cell, progress)

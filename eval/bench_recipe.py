@@ -7,15 +7,19 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hyperdp.errors import UsageError
-from hyperdp.eval.study import CONTROLS, SamplingConfig
+from hyperdp.eval.methods import LEARNERS, METHODS
+from hyperdp.eval.nearest import NearestConfig
+from hyperdp.eval.study import SamplingConfig
+from hyperdp.private.evolution import EvolutionConfig
 from hyperdp.private.finetune import FinetuneConfig
+from hyperdp.private.inversion import InversionConfig
+from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.reweight import ReweightConfig
 
 RECIPES = Path(__file__).parent / "recipes"
-METHODS = ("floor", "base", "lora", *CONTROLS, "hyper", "reweighted")
-NEEDS_RELEASE = ("hyper", "reweighted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +32,28 @@ class BenchConfig:
         private_sets: see `hyperdp.eval.private_sets`.
         n: numbers of private records. epsilon: budgets. delta: of every budget.
         seeds: of draws of records, starting noise and training; the noise of a release has none.
-        methods: out of `METHODS`; `floor` is the private records themselves, `reweighted` trains
-            what `hyper` emits on, on public records re-weighted to have the released mean.
-        public: the public records of `reweighted` (`hyperdp pretrain public`).
-        reweight: its settings.
+        methods: out of `METHODS`; `METHOD/VARIANT` for one with a variant's settings, `METHOD/*`
+            for all of its variants.
+            `floor`: the private records themselves. `lora`, `lora_n`, `full`: fine-tuning without
+            privacy, on all records and on n, and of all weights. `shared`: LoRA on `public`, the
+            one shared LoRA beside `public_mean`. `reweighted`: trains what `hyper` emits on, on
+            `public` re-weighted to have the released mean. `nearest`: the LoRA of the public tasks
+            nearest to a release, out of `library`. `dpagg`: one noisy mean of the condition that
+            each record is best explained by. `evolution`: Private Evolution, whose
+            result is images. `dpsgd` … `anadp`: `hyperdp fit`.
+        public: public records (`hyperdp pretrain public`).
         labelled: one adapter for each class, measured by how many of its images a classifier of the
             reference set reads as that class.
         sampling: the same for every cell; with count = 0 only the held-out loss is measured.
-        finetune: of the method `lora`.
-        variants: other settings of non-private LoRA; the method `lora/NAME` uses them. For tuning,
-            on public tasks (`hyperdp pretrain tasks`).
+        library: folder of public tasks and their LoRAs (`hyperdp pretrain library`).
+        finetune, full, reweight, inversion, nearest, evolution: settings of the methods that
+            `METHODS` gives these fields; `evolution` makes as many images, in as many steps, as
+            `sampling` says.
+        fits: settings of the step-trained learners by name, but for the public size N: that is n.
+        variants: method → name → settings that it has otherwise. For tuning, on public tasks
+            (`hyperdp pretrain tasks`).
+        tuning: recipes of variants, measured before. A method that has variants there takes the one
+            that was best (`hyperdp.eval.tuning`).
     """
 
     bench: str
@@ -51,9 +67,52 @@ class BenchConfig:
     labelled: bool = False
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     public: str = "runs/public.npz"
-    reweight: ReweightConfig = field(default_factory=ReweightConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    variants: dict[str, FinetuneConfig] = field(default_factory=dict)
+    full: FinetuneConfig = field(default_factory=FinetuneConfig)
+    reweight: ReweightConfig = field(default_factory=ReweightConfig)
+    library: str = "runs/library"
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    nearest: NearestConfig = field(default_factory=NearestConfig)
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
+    fits: dict[str, FitConfig] = field(default_factory=dict)
+    variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    tuning: list[str] = field(default_factory=list)
+
+    @property
+    def known(self) -> list[str]:
+        """Every method that this recipe can name, a method's variants after it."""
+        return [
+            name
+            for method in METHODS
+            for name in (method, *(f"{method}/{v}" for v in self.variants.get(method, {})))
+        ]
+
+    def settings(self, method: str) -> Any:
+        """The settings dataclass of a method of this recipe; None where it has none.
+
+        Args:
+            method: out of `METHODS`, with the variant's name after a stroke.
+
+        Raises:
+            TypeError: a variant's key does not fit.
+            UsageError: a value does not, or a learner without settings.
+        """
+        name, _, variant = method.partition("/")
+        place = METHODS[name].settings
+        if not place:
+            return None
+        if place == "fits" and name not in self.fits:
+            raise UsageError(
+                expected=f"settings of {name} in [fits.{name}]",
+                found=", ".join(self.fits) or "none",
+                todo="Add them to the recipe.",
+            )
+        base = self.fits[name] if place == "fits" else getattr(self, place)
+        given = self.variants[name][variant] if variant else {}
+        changes = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+        if "expected_batch" in changes:  # `at_size` gives the size that a cell has
+            changes = {**changes, "size": changes["expected_batch"]}
+        return dataclasses.replace(base, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,27 +132,41 @@ def cells(config: BenchConfig) -> Iterator[Cell]:
     Raises:
         UsageError: an unknown method.
     """
-    known = [*METHODS, *(f"lora/{name}" for name in config.variants)]
-    if unknown := sorted(set(config.methods) - set(known)):
-        raise UsageError(
-            expected=f"methods out of {', '.join(known)}",
-            found=", ".join(unknown),
-            todo="Correct the recipe.",
-        )
+    chosen = _chosen(config)
     for name in config.private_sets:
-        for method in known:
-            if method in config.methods and method not in NEEDS_RELEASE:
-                yield Cell(
-                    private_set=name, method=method, n=None, epsilon=None, seed=config.seeds[0]
-                )
-        for method in known:
-            if method in config.methods and method in NEEDS_RELEASE:
-                for n in config.n:
-                    for epsilon in config.epsilon:
-                        for seed in config.seeds:
-                            yield Cell(
-                                private_set=name, method=method, n=n, epsilon=epsilon, seed=seed
-                            )
+        for method in chosen:
+            needs = METHODS[method.partition("/")[0]].needs
+            for n in config.n if needs != "set" else [None]:
+                for epsilon in config.epsilon if needs == "budget" else [None]:
+                    for seed in config.seeds if needs != "set" else config.seeds[:1]:
+                        yield Cell(private_set=name, method=method, n=n, epsilon=epsilon, seed=seed)
+
+
+def _chosen(config: BenchConfig) -> list[str]:
+    """The recipe's methods in the order of `METHODS`, stars spelt out."""
+    known = config.known
+    wanted = set()
+    for method in config.methods:
+        stem = method.removesuffix("*")
+        fitting = [m for m in known if m == method or (stem != method and m.startswith(stem))]
+        if not fitting:
+            raise UsageError(
+                expected=f"methods out of {', '.join(known)}",
+                found=method,
+                todo="Correct the recipe.",
+            )
+        wanted |= set(fitting)
+    return [method for method in known if method in wanted]
+
+
+def at_size(config: FitConfig, n: int) -> FitConfig:
+    """A learner's settings for n units, which a benchmark takes for public.
+
+    Args:
+        config: as the recipe has them.
+        n: units; a larger batch than that is made as large.
+    """
+    return dataclasses.replace(config, size=n, expected_batch=min(config.expected_batch, n))
 
 
 def read_bench_recipe(
@@ -119,20 +192,11 @@ def read_bench_recipe(
             todo=f"Shipped recipes: {', '.join(sorted(p.stem for p in RECIPES.glob('*.toml')))}.",
         )
     try:
-        values = tomllib.loads(path.read_text())
-        config = BenchConfig(
-            **{
-                **values,
-                "sampling": SamplingConfig(**values.get("sampling", {})),
-                "finetune": FinetuneConfig(**values.get("finetune", {})),
-                "reweight": ReweightConfig(**values.get("reweight", {})),
-                "variants": {
-                    name: FinetuneConfig(**variant)
-                    for name, variant in values.get("variants", {}).items()
-                },
-            }
-        )
-    except (tomllib.TOMLDecodeError, TypeError) as error:
+        config = _build(tomllib.loads(path.read_text()))
+        for method in config.known:  # so that a bad value is found before the first cell
+            if METHODS[method.partition("/")[0]].settings != "fits" or "/" in method:
+                config.settings(method)
+    except (tomllib.TOMLDecodeError, TypeError, AttributeError) as error:
         raise UsageError(
             expected=f"a bench recipe in {path}", found=str(error), todo="Correct the file."
         ) from error
@@ -141,3 +205,37 @@ def read_bench_recipe(
     if methods:
         config = dataclasses.replace(config, methods=methods)
     return config
+
+
+def _build(values: dict[str, Any]) -> BenchConfig:
+    parts = {
+        "sampling": SamplingConfig,
+        "finetune": FinetuneConfig,
+        "full": FinetuneConfig,
+        "reweight": ReweightConfig,
+        "inversion": InversionConfig,
+        "nearest": NearestConfig,
+        "evolution": EvolutionConfig,
+    }
+    built = {name: kind(**values[name]) for name, kind in parts.items() if name in values}
+    if unknown := sorted(set(values.get("variants", {})) - set(METHODS)):
+        raise UsageError(
+            expected=f"[variants.METHOD.NAME] of a method: {', '.join(METHODS)}",
+            found=", ".join(unknown),
+            todo="Correct the recipe.",
+        )
+    fits = {name: _fit(name, given) for name, given in values.get("fits", {}).items()}
+    return BenchConfig(**{**values, **built, "fits": fits})
+
+
+def _fit(name: str, values: dict[str, Any]) -> FitConfig:
+    """A learner's settings; its size is put in by `at_size`, cell by cell."""
+    if name not in LEARNERS:
+        raise UsageError(
+            expected=f"[fits.NAME] of a learner: {', '.join(LEARNERS)}",
+            found=name,
+            todo="Correct the recipe.",
+        )
+    batch = values.get("expected_batch", FitConfig.expected_batch)
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return FitConfig(**{**given, "method": name, "size": batch})

@@ -19,7 +19,6 @@ from torch.nn import functional
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle, load_bundle
 from hyperdp.errors import DataError
-from hyperdp.eval.bench import load_set
 from hyperdp.eval.bench_recipe import Cell
 from hyperdp.eval.compute import one_thread
 from hyperdp.eval.digit_classifier import train_classifier
@@ -27,6 +26,7 @@ from hyperdp.eval.labelled_recipe import LabelledConfig, labelled_cells
 from hyperdp.eval.private_sets import PrivateSet
 from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
 from hyperdp.eval.study import Progress, draw_images, release_once, released_weights, to_records
+from hyperdp.eval.world import load_set
 from hyperdp.ledger import Ledger
 from hyperdp.lora import pick
 from hyperdp.private.classifier.config import ClassifierConfig

@@ -30,6 +30,7 @@ from hyperdp.private.finetune import (
 )
 from hyperdp.private.records import Record
 from hyperdp.private.release import Release, release
+from hyperdp.private.release_bundle import ReleaseBundle
 
 Progress = Callable[[int, int], None]
 CONTROLS = ("public_mean", "other_task")
@@ -161,7 +162,7 @@ def to_records(
 
 
 def release_once(
-    bundle: Bundle,
+    bundle: ReleaseBundle,
     images: Tensor,
     budget: PrivacyBudget,
     *,
@@ -172,7 +173,7 @@ def release_once(
     """One release by the real code path, with a ledger of its own.
 
     Args:
-        bundle: φ and ρ.
+        bundle: its encoder.
         images: float32 [n, C, H, W], the private records.
         budget: what is spent.
         labels: int64 [n], for a labelled release.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import Protocol, cast, get_args
 
 import numpy as np
 import opendp.prelude as dp
@@ -150,7 +150,19 @@ class MechanismSpec:
         )
 
 
-def discretisation_delta(spec: MechanismSpec, sigma: float) -> float:
+class Query(Protocol):
+    """What the cost of the lattice depends on, of any query on it."""
+
+    @property
+    def coordinates(self) -> int:
+        """Number of noisy integers."""
+
+    @property
+    def squared_sensitivity(self) -> int:
+        """Δ², in squared lattice steps."""
+
+
+def discretisation_delta(spec: Query, sigma: float) -> float:
     """What the discrete Gaussian costs in δ over the continuous one, at the same σ.
 
     With m coordinates the two densities' log ratio lies within m / 8σ² on one side and
@@ -230,8 +242,6 @@ def add_noise(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Make the sum private: add the discrete Gaussian once, seeded by the operating system.
 
-    The sampler is OpenDP's, exact (Canonne, Kamath & Steinke 2020, arXiv 2004.00010).
-
     Args:
         total: the exact aggregate, which carries its query.
         budget: what may be spent.
@@ -244,9 +254,24 @@ def add_noise(
     query = total._sums.ravel()
     if spec.counts_are_private:
         query = np.concatenate([query, total._counts])
-    dp.enable_features("contrib")
-    domain, metric = dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T="f64")
-    measurement = dp.m.make_gaussian(domain, metric, scale=spec.calibrate(budget).sigma)
-    noisy = np.array(cast(list[int], measurement(query.tolist())), dtype=np.int64)
+    noisy = add_discrete_gaussian(query, spec.calibrate(budget).sigma)
     counts = noisy[total._sums.size :] if spec.counts_are_private else total._counts.copy()
     return noisy[: total._sums.size].reshape(total._sums.shape), counts
+
+
+def add_discrete_gaussian(values: NDArray[np.int64], sigma: float) -> NDArray[np.int64]:
+    """Add independent discrete Gaussians, seeded by the operating system.
+
+    The sampler is OpenDP's, exact (Canonne, Kamath & Steinke 2020, arXiv 2004.00010).
+
+    Args:
+        values: int64 [m], private, in lattice steps.
+        sigma: noise std, in lattice steps.
+
+    Returns:
+        int64 [m], in lattice steps.
+    """
+    dp.enable_features("contrib")
+    domain, metric = dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T="f64")
+    measurement = dp.m.make_gaussian(domain, metric, scale=sigma)
+    return np.array(cast(list[int], measurement(values.tolist())), dtype=np.int64)

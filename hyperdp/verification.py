@@ -7,7 +7,7 @@ import json
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import opendp.prelude as dp
 
@@ -19,6 +19,10 @@ from hyperdp.mechanism import discretisation_delta
 from hyperdp.statement import SIGNATURE_FIELDS, Claim, failed, format_of
 from hyperdp.training_certificate import TrainingCertificate
 from hyperdp.training_verification import check_training
+from hyperdp.vote_certificate import VoteCertificate, check_votes
+
+Signed: TypeAlias = Certificate | TrainingCertificate | VoteCertificate
+"""The certificate of a release, of a fit, or of votes."""
 
 _PLD_TOLERANCE = 1e-6  # up to ε = 16; beyond, the intervals and their error grow
 
@@ -29,7 +33,7 @@ def verify(
     """Recompute every claim of a release or a fit, each by another way than the one that made it.
 
     Args:
-        release_dir: the folder of the release, or the PEFT directory of a fit.
+        release_dir: the folder of the release or of an evolution, or the PEFT directory of a fit.
         ledger: a ledger's SQLite file (on its operator's account), or its JSON export (anywhere).
         public_key: the signer's ed25519 key in hex, where the caller knows it.
 
@@ -55,12 +59,14 @@ def verify(
     return claims
 
 
-def _claims(folder: Path) -> tuple[Certificate | TrainingCertificate, list[Claim]]:
-    """A release's claims, or those of a fit where the certificate is one's."""
+def _claims(folder: Path) -> tuple[Signed, list[Claim]]:
+    """A release's claims, or those of a fit or of votes where the certificate is one's."""
     path = folder / CERTIFICATE_FILE
     statement = path.read_bytes() if path.is_file() else b""
     if format_of(statement) == TrainingCertificate.FORMAT:
         return check_training(folder, statement)
+    if format_of(statement) == VoteCertificate.FORMAT:
+        return check_votes(folder, statement)
     c, _, _ = read_release(folder)
     claims = [
         Claim(name="signature (ed25519)", claimed=c.public_key, recomputed="holds"),
@@ -114,7 +120,7 @@ def _recompute(c: Certificate) -> list[Claim]:
     return [*claims, Claim.checked("epsilon (PLD)", c.epsilon, epsilon, holds)]
 
 
-def check_entry(c: Certificate | TrainingCertificate, ledger: Path) -> None:
+def check_entry(c: Signed, ledger: Path) -> None:
     """Hold a certificate to its entry in a ledger.
 
     Args:

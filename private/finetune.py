@@ -1,4 +1,4 @@
-"""Non-private LoRA fine-tuning: the reference that the recovered gain is measured against.
+"""Non-private fine-tuning: by LoRA, the reference of the recovered gain, and of all weights.
 
 It is **not differentially private**: every record is read many times and no noise is added. Its
 output carries no certificate and must never be published.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hyperdp.errors import UsageError
-from hyperdp.family import Family
+from hyperdp.family import Family, UNetFlow
 from hyperdp.lora import LoraSite, Weights, adapters
 
 Progress = Callable[[int, int], None]
@@ -89,8 +89,7 @@ def finetune_lora(
     Raises:
         UsageError: there are no records.
     """
-    if len(images) == 0:
-        raise UsageError(expected="at least one record", found="none", todo="Give some data.")
+    _check_some(images)
     rng = torch.Generator().manual_seed(seed)
     begin = fresh_adapter(sites, config.rank, rng) if start is None else start
 
@@ -137,15 +136,8 @@ def train_adapters(
     average = [p.detach().clone() for p in params]
     optimizer = torch.optim.AdamW(params, lr=config.lr, weight_decay=0.0, fused=True)
     device = params[0].device.type
-    warmup = max(1, config.steps // 20)
     for step in range(config.steps):
-        part = max(0, step - warmup) / max(1, config.steps - warmup)
-        lr = (
-            config.lr
-            * min(1.0, (step + 1) / warmup)
-            * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part)))
-        )
-        optimizer.param_groups[0]["lr"] = lr
+        optimizer.param_groups[0]["lr"] = _rate(config, step)
         batch, pool = torch.split(
             draw(config.batch_size + POOL), [config.batch_size, POOL], 1
         )  # [G, b, …], [G, K, …]
@@ -164,6 +156,68 @@ def train_adapters(
             progress(step + 1, config.steps)
     flat = iter(average)
     return {name: (next(flat), next(flat)) for name in weights}
+
+
+def finetune_all(
+    family: UNetFlow,
+    images: Tensor,
+    config: FinetuneConfig,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> UNetFlow:
+    """Trains every weight of a base model on the records, by the loss that adapters have.
+
+    Args:
+        family: the base model; its weights become the averaged ones.
+        images: float32 [n, C, H, W] in [-1, 1].
+        config: see `FinetuneConfig`; its rank says nothing here.
+        seed: of batches, times and noise.
+        progress: called with (steps done, steps).
+
+    Returns:
+        `family`, frozen.
+
+    Raises:
+        UsageError: there are no records.
+    """
+    _check_some(images)
+    rng = torch.Generator().manual_seed(seed)
+    params = list(family.model.requires_grad_(True).parameters())
+    average = [p.detach().clone() for p in params]
+    optimizer = torch.optim.AdamW(params, lr=config.lr, weight_decay=0.0, fused=True)
+    for step in range(config.steps):
+        optimizer.param_groups[0]["lr"] = _rate(config, step)
+        drawn = torch.randint(len(images), (1, config.batch_size + POOL), generator=rng)
+        batch, pool = torch.split(images[drawn], [config.batch_size, POOL], 1)
+        with torch.autocast(params[0].device.type, torch.bfloat16, enabled=config.bf16):
+            loss = family.adapter_loss(batch, pool, rng).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        decay = min(config.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(average, [p.detach() for p in params], 1 - decay)
+        if progress is not None:
+            progress(step + 1, config.steps)
+    with torch.no_grad():
+        for param, mean in zip(params, average, strict=True):
+            param.copy_(mean)
+    family.model.requires_grad_(False)
+    return family
+
+
+def _check_some(images: Tensor) -> None:
+    if len(images) == 0:
+        raise UsageError(expected="at least one record", found="none", todo="Give some data.")
+
+
+def _rate(config: FinetuneConfig, step: int) -> float:
+    """Learning rate of a step: linear warm-up over 5 %, cosine to 5 %."""
+    warmup = max(1, config.steps // 20)
+    part = max(0, step - warmup) / max(1, config.steps - warmup)
+    cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part))
+    return config.lr * min(1.0, (step + 1) / warmup) * cosine
 
 
 def _clip_gradients(params: list[Tensor], bound: float) -> None:

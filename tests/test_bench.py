@@ -6,20 +6,27 @@ import dataclasses
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from hyperdp.bundle import load_bundle
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import bench as bench_module
 from hyperdp.eval.bench import run_bench
-from hyperdp.eval.bench_recipe import BenchConfig, cells, read_bench_recipe
+from hyperdp.eval.bench_recipe import BenchConfig, Cell, at_size, cells, read_bench_recipe
 from hyperdp.eval.digit_classifier import train_classifier
+from hyperdp.eval.methods import LEARNERS, METHODS
 from hyperdp.eval.private_sets import load_private_set
 from hyperdp.eval.results import Row, append_rows, mean_std, read_rows, render_into, to_markdown
-from hyperdp.eval.study import SamplingConfig, control_weights, draw_images
+from hyperdp.eval.study import SamplingConfig, control_weights, draw_images, release_once
+from hyperdp.eval.tuning import Tuning, choices
+from hyperdp.eval.world import World
+from hyperdp.library import Library
 from hyperdp.private.finetune import FinetuneConfig
+from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.reweight import ReweightConfig
 from tests.worlds import tiny_bundle
 
@@ -116,6 +123,124 @@ def test_reweighted_adapters_are_measured_like_any_other(
     assert {row.metric for row in rows} >= ({"accuracy_9"} if labelled else {"fid", "kid"})
 
 
+LEARNER = {"expected_batch": 4, "steps": 2, "rank": 2, "dims": 2, "lr": 0.1}
+
+
+@pytest.mark.parametrize("method", LEARNERS)
+def test_step_trained_learners_are_cells_like_any_other(
+    config: BenchConfig, method: str, tmp_path: Path
+):
+    start = "public-mean" if method == "prism" else "fresh"
+    fit = FitConfig(method=method, size=4, start=start, **LEARNER)
+    config = replace(
+        config,
+        methods=[method],
+        n=[3],
+        seeds=[1],
+        fits={method: fit},
+        sampling=SamplingConfig(count=0),
+    )
+    told: list[tuple[int, int]] = []
+    (row,) = run_bench(
+        config, tmp_path / "r.jsonl", on_cell=lambda *_: lambda *done: told.append(done)
+    )
+    assert (row.method, row.metric, row.n, row.epsilon, row.seed) == (method, "loss", 3, 4.0, 1)
+    assert told == [(1, 2), (2, 2)]
+    base = run_bench(replace(config, methods=["base"]), tmp_path / "base.jsonl")
+    assert row.value != base[0].value
+
+
+def test_a_learners_size_is_the_cells(config: BenchConfig):
+    fit = FitConfig(method="dpsgd", size=64, expected_batch=64)
+    assert at_size(fit, 2000).probability == 64 / 2000
+    assert at_size(fit, 10) == replace(fit, size=10, expected_batch=10)
+    varied = replace(config, fits={"dpsgd": fit}, variants={"dpsgd": {"big": {"lr": 0.5}}})
+    assert varied.settings("dpsgd/big") == replace(fit, lr=0.5)
+    batch = replace(varied, variants={"dpsgd": {"b": {"expected_batch": 500}}})
+    assert at_size(batch.settings("dpsgd/b"), 2000).probability == 0.25
+    with pytest.raises(UsageError, match=r"\[fits.ffa\]"):
+        varied.settings("ffa")
+
+
+def test_references_without_privacy_learn_what_they_are_given(config: BenchConfig, tmp_path: Path):
+    images = np.full((120, 28, 28), 255, dtype=np.uint8)
+    np.savez(tmp_path / "public.npz", images=images)
+    quick = FinetuneConfig(rank=2, steps=12, batch_size=8, lr=2e-2, ema=0.5, bf16=False)
+    config = replace(
+        config,
+        methods=["base", "full", "lora_n", "shared"],
+        n=[40],
+        public=str(tmp_path / "public.npz"),
+        finetune=quick,
+        full=replace(quick, lr=5e-3),
+        sampling=SamplingConfig(count=0),
+    )
+    rows = run_bench(config, tmp_path / "r.jsonl")
+    loss = {(r.method, r.n, r.epsilon, r.seed): r.value for r in rows}
+    base = loss["base", None, None, 0]
+    assert loss["full", None, None, 0] < base
+    assert loss["lora_n", 40, None, 0] < base
+    assert loss["lora_n", 40, None, 0] != loss["lora_n", 40, None, 1]
+    assert loss["shared", None, None, 0] > loss["lora_n", 40, None, 0]  # it saw white paper only
+    assert len(loss) == 5
+
+
+def test_stars_stand_for_all_variants(config: BenchConfig):
+    variants = {"lora": {"a": {"lr": 1.0}, "b": {"lr": 2.0}}}
+    config = replace(config, variants=variants, methods=["lora/*", "hyper"], seeds=[3])
+    assert [c.method for c in cells(config)] == ["lora/a", "lora/b", "hyper"]
+    assert config.settings("lora/b") == replace(config.finetune, lr=2.0)
+    with pytest.raises(UsageError, match="lora/a"):
+        list(cells(replace(config, methods=["dpsgd/*"])))
+
+
+def _trial(variant: str, value: float, **change: object) -> Row:
+    return _row(method=f"dpsgd/{variant}", metric="loss", value=value, bench="t", **change)
+
+
+def test_tuning_takes_the_least_mean_loss_at_the_nearest_signal(
+    config: BenchConfig, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr("hyperdp.eval.tuning.RESULTS", tmp_path)
+    recipe = tmp_path / "t.toml"
+    recipe.write_text(
+        'bench = "t"\nbundle = "x"\nprivate_sets = ["a", "b"]\nn = [100, 1000]\nepsilon = [1.0]\n'
+        'delta = 1e-5\nseeds = [0]\nmethods = ["dpsgd/*"]\n[fits.dpsgd]\nsteps = 7\n'
+        "[variants.dpsgd.low]\nlr = 0.1\n[variants.dpsgd.high]\nlr = 0.2\n"
+    )
+    wins = {100: "low", 1000: "high"}
+    rows = [
+        _trial(v, (1.0 if v == wins[n] else 1.1) + shift, n=n, private_set=task)
+        for n in wins for v in ("low", "high") for task, shift in (("a", 0.0), ("b", 5.0))
+    ]  # fmt: skip
+    append_rows(tmp_path / "t.jsonl", rows)
+    tuning = Tuning([str(recipe)], "x")
+    assert tuning.settings("dpsgd", 100, 1.0)[0] == "low"
+    assert tuning.settings("dpsgd", 500, 0.2)[1].lr == 0.1  # as much signal as 100 at ε = 1
+    assert tuning.settings("dpsgd", 500, 8.0)[1] == replace(
+        FitConfig(method="dpsgd", size=64), steps=7, lr=0.2
+    )
+    assert tuning.settings("hyper", 100, 1.0) is None
+    world = World(replace(config, fits={}), "digits", load_bundle(config.bundle), tuning)
+    cell = Cell(private_set="digits", method="dpsgd", n=500, epsilon=8.0, seed=0)
+    assert world.settings(cell).lr == 0.2
+    with pytest.raises(UsageError, match="no cell where they are"):
+        Tuning([str(recipe)], "another base").settings("dpsgd", 100, 1.0)
+
+
+def test_a_variant_that_diverged_or_was_not_measured_everywhere_is_not_chosen(config: BenchConfig):
+    config = replace(
+        config,
+        fits={"dpsgd": FitConfig(method="dpsgd", size=64)},
+        variants={"dpsgd": {"a": {"lr": 1.0}, "b": {"lr": 2.0}}},
+    )
+    rows = [_trial("a", float("nan")), _trial("b", 7.0)]
+    (best,) = choices(config, rows)
+    assert (best.variant, best.value, best.of) == ("b", 7.0, 2)
+    assert choices(config, rows[:1]) == []
+    assert choices(config, [*rows, _trial("a", 1.0, private_set="t")]) == []
+
+
 def test_recovered_gain_is_the_definition(config: BenchConfig, tmp_path: Path, monkeypatch):
     found = {"floor": 5.0, "base": 100.0, "lora": 40.0, "public_mean": 91.0, "hyper": 70.0}
     monkeypatch.setattr(
@@ -189,6 +314,73 @@ def test_controls_are_what_the_bundle_says(config: BenchConfig, tmp_path: Path):
     assert not torch.equal(first, draw_images(bundle, {}, config.sampling, seed=3))
 
 
+def test_every_method_of_the_small_recipe_has_its_rows(
+    config: BenchConfig, tmp_path: Path, monkeypatch
+):
+    """Learners have a test of their own, and cost most of the time."""
+    images = np.random.default_rng(0).integers(0, 256, (120, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "public.npz", images=images)
+    bundle = load_bundle(config.bundle)
+    library = Library.make(tmp_path / "library", bundle, {})
+    for index in range(2):
+        task = torch.full((8,), 0.1 * index)
+        library.add(index, task, control_weights(bundle, "other_task"))
+    released = []
+
+    def counted(*arguments, **more):
+        released.append(arguments)
+        return release_once(*arguments, **more)
+
+    monkeypatch.setattr("hyperdp.eval.world.release_once", counted)
+    monkeypatch.setattr(  # features of the reference take a minute, and are tested elsewhere
+        "hyperdp.eval.world.fid", lambda *_: SimpleNamespace(value=1.0)
+    )
+    monkeypatch.setattr("hyperdp.eval.world.kid", lambda *_: SimpleNamespace(value=2.0))
+    monkeypatch.setattr("hyperdp.eval.world.extract", lambda _, images: images)
+    small = read_bench_recipe("utility-small")
+    assert set(small.methods) == set(METHODS)
+    small = replace(
+        small,
+        bundle=config.bundle,
+        public=str(tmp_path / "public.npz"),
+        library=str(tmp_path / "library"),
+        methods=[m for m in small.methods if m not in LEARNERS],
+    )
+    rows = run_bench(small, tmp_path / "r.jsonl")
+    found = {(r.method, r.metric) for r in rows}
+    for method in small.methods:
+        assert {(method, "fid"), (method, "kid")} <= found
+        assert ((method, "loss") in found) == (method not in {"floor", "evolution"})
+    assert len(released) == 2  # one that hyper, reweighted and nearest all read, and dpagg's own
+    loss = {r.method: r.value for r in rows if r.metric == "loss"}
+    assert loss.pop("nearest") == pytest.approx(loss["other_task"], rel=1e-5)  # found it twice
+    assert loss.pop("lora_n") == loss["lora"]  # of one n, all records are n records
+    assert len(set(loss.values())) == len(loss)
+    with pytest.raises(UsageError, match=r"sampling\.count"):
+        run_bench(
+            replace(small, methods=["evolution"], sampling=SamplingConfig(count=0)),
+            tmp_path / "none.jsonl",
+        )
+
+
+@pytest.mark.parametrize("name", ["tune-learners", "tune-rivals", "tune-evolution"])
+def test_every_method_is_tuned_with_as_many_trials(name: str):
+    tuned = read_bench_recipe(name)
+    assert {len(variants) for variants in tuned.variants.values()} == {6}
+    for method, variants in tuned.variants.items():
+        assert METHODS[method].needs == "budget"
+        settings = [tuned.settings(f"{method}/{variant}") for variant in variants]
+        assert len({str(s) for s in settings}) == 6
+    assert all(s.endswith(".npz") for s in tuned.private_sets)  # public tasks alone
+
+
+def test_the_utility_table_has_every_method_and_the_settings_of_each():
+    table = read_bench_recipe("utility")
+    assert set(table.methods) == set(METHODS)
+    tuned = {m for name in table.tuning for m in read_bench_recipe(name).variants}
+    assert tuned == {m for m in METHODS if METHODS[m].needs == "budget"} - {"hyper"}
+
+
 def test_recipes_are_read_and_refused(tmp_path: Path):
     assert read_bench_recipe("glyphs-gain").sampling.count >= 1000
     assert read_bench_recipe("glyphs-gain", ["digits"]).private_sets == ["digits"]
@@ -196,6 +388,17 @@ def test_recipes_are_read_and_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="Shipped recipes"):
         read_bench_recipe("nothing")
     bad = tmp_path / "r.toml"
+    for wrong, match in (
+        ("[fits.magic]\nlr = 1.0", "of a learner"),
+        ("[variants.magic.a]\nlr = 1.0", "of a method"),
+        ("[variants.reweighted.a]\nspeed = 1.0", "speed"),
+    ):
+        bad.write_text(
+            'bench = "b"\nbundle = "x"\nprivate_sets = []\nn = []\nepsilon = []\ndelta = 1e-5\n'
+            f"seeds = []\nmethods = []\n{wrong}\n"
+        )
+        with pytest.raises(UsageError, match=match):
+            read_bench_recipe(str(bad))
     bad.write_text("bench = 1")
     with pytest.raises(UsageError, match="Correct the file"):
         read_bench_recipe(str(bad))

@@ -9,10 +9,12 @@ import torch
 from typer.testing import CliRunner
 
 from hyperdp.cli.pretrain import app
-from hyperdp.eval.bench import load_set
 from hyperdp.eval.measure import read_reference
+from hyperdp.eval.world import load_set
+from hyperdp.library import Library
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.corpus_sample import open_sample
+from tests.worlds import tiny_bundle
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,18 @@ def test_public_records_are_of_both_kinds_and_can_be_read_as_data(
     assert pool is None and images.shape == (1200, 1, 28, 28)
     assert images.min() == -1 and (images.flatten(1).amax(1) > 0).float().mean() > 0.95
     assert len(images.unique(dim=0)) > 1100
+
+
+def test_a_library_is_made_and_gone_on_with(tmp_path: Path):
+    tiny = tiny_bundle(tmp_path / "bundle")
+    words = ["library", "-o", str(tmp_path / "l"), "--bundle", str(tmp_path / "bundle"),
+             "--corpus", "sample", "--records", "4", "--steps", "1", "--rank", "2"]  # fmt: skip
+    for tasks in ("1", "2"):
+        result = CliRunner().invoke(app, [*words, "--tasks", tasks])
+        assert result.exit_code == 0, result.output
+        assert f"{tasks} public tasks" in result.output
+    library = Library.load(tmp_path / "l", tiny)
+    assert library.settings["train"]["rank"] == 2
+    assert all(b.shape[2] == 2 for _, b in library.task(1)[1].values())
+    other = CliRunner().invoke(app, [*words, "--steps", "2"])
+    assert "other settings" in str(other.exception)

@@ -11,11 +11,11 @@ import torch
 
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import labelled
-from hyperdp.eval.bench import load_set
 from hyperdp.eval.labelled import LabelledSet, run_labelled
 from hyperdp.eval.labelled_recipe import LabelledConfig, labelled_cells, read_labelled_recipe
 from hyperdp.eval.results import read_rows
 from hyperdp.eval.study import SamplingConfig
+from hyperdp.eval.world import load_set
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.digits import draw_digits
 from hyperdp.private.classifier.training import Speed

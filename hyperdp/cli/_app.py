@@ -29,6 +29,7 @@ _PLANNED = {
     "emit": ("emit_command", "Turn a release into a LoRA adapter that PEFT loads."),
     "private": ("private_command", "Release and emit in one go."),
     "fit": ("fit_command", "Train an adapter by many noisy steps: DP-SGD and its relatives."),
+    "evolve": ("evolve_command", "Generate images that private records have voted for."),
     "sample": ("sample_command", "Generate images with an adapter."),
     "drift": ("drift_command", "Whether a source has changed between two releases."),
     "verify": ("verify_command", "Recompute every claim of a release's certificate."),

@@ -43,13 +43,15 @@ def bench_command(
     from hyperdp.eval.bench import run_bench
     from hyperdp.eval.bench_recipe import Cell, read_bench_recipe
     from hyperdp.eval.results import RESULTS, render_into, to_markdown
+    from hyperdp.eval.tuning import choices
 
     config = read_bench_recipe(recipe, private_set, method)
     path = out if out is not None else RESULTS / f"{config.bench}.jsonl"
     console = Console(stderr=True)
 
     def on_cell(cell: Cell, number: int, total: int) -> Callable[[int, int], None]:
-        size = "" if cell.n is None else f" n={cell.n} ε={cell.epsilon:g}"
+        size = "" if cell.n is None else f" n={cell.n}"
+        size += "" if cell.epsilon is None else f" ε={cell.epsilon:g}"
         title = f"{number + 1}/{total} {cell.private_set} {cell.method}{size} seed {cell.seed}"
         console.print(title)
         last = time.monotonic()
@@ -65,8 +67,14 @@ def bench_command(
     rows = run_bench(config, path, on_cell=on_cell)
     classes = sorted({row.metric for row in rows if row.metric.startswith("accuracy_")})
     metrics = ("accuracy", *classes) if config.labelled else ("fid", "kid", "recovered_gain")
+    if not config.sampling.count and not config.labelled:
+        metrics = ("loss",)
     table = to_markdown(rows, metrics)
     typer.echo(table, nl=False)
     if into is not None:
         render_into(into, config.bench, table)
+    for best in choices(config, rows):
+        place = "" if best.n is None else f" at n={best.n}"
+        place += "" if best.epsilon is None else f", ε={best.epsilon:g}"
+        console.print(f"best of {best.of} variants of {best.method}{place}: {best.variant}")
     console.print(f"rows in {path}; measured on private data: not differentially private")

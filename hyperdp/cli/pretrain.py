@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hyperdp.cli._forecast import forecast_command
+from hyperdp.cli._library import library_command
 
 app = typer.Typer(no_args_is_help=True, help="Train a base model or a hypernetwork on public data.")
 app.command("forecast")(forecast_command)
+app.command("library")(library_command)
 
 Recipe = Annotated[str, typer.Argument(help="A recipe: a TOML file, or the name of a shipped one.")]
 Steps = Annotated[

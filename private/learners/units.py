@@ -61,6 +61,16 @@ class Units:
         members = [[i] for i in range(len(images))] if unit == "record" else list(users.values())
         return cls(torch.from_numpy(stacked), members)
 
+    @property
+    def images(self) -> Tensor:
+        """Every record, float32 [N, C, H, W] in [-1, 1]; a NaN stays one."""
+        return self._images
+
+    @property
+    def members(self) -> list[NDArray[np.int64]]:
+        """Positions of each unit's records in `images`."""
+        return self._members
+
     def batch(self, sampler: PoissonSampler) -> Tensor:
         """One record of each unit of a Poisson sample: float32 [b, C, H, W], b >= 0."""
         chosen = sampler.draw(len(self._members))
