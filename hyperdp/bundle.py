@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,15 +15,15 @@ from torch import Tensor, nn
 
 from hyperdp.encoder import Encoder, EncoderConfig
 from hyperdp.errors import BundleError, HyperdpError
-from hyperdp.family import FAMILIES, UNetFlow
+from hyperdp.families import FAMILIES
+from hyperdp.family import Family
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import describe_sites
+from hyperdp.manifest import check_sizes, read_manifest, write_manifest
 
 SHIPPED = Path(__file__).parent / "bundles"
-FORMAT = 1
-LARGEST_SIZE, MOST_LAYERS = 2**16, 64
 # Measured on a finished bundle and laid beside it: they name its hash, so it cannot hold theirs.
-MEASURED = ("forecast.json", "guard.safetensors")
+MEASURED = ("forecast.json", "guard.safetensors", "hybrid.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,7 @@ class BundleConfig:
 
     Attributes:
         name: of the bundle.
-        family: a key of `hyperdp.family.FAMILIES`.
+        family: a key of `hyperdp.families.FAMILIES`.
         embed_dim: k.
         clip_norm: C, the norm that embeddings are clipped to.
         image_shape: (C, H, W) of a record.
@@ -91,12 +90,12 @@ class Bundle:
         """float32 [k]."""
         return torch.tensor(self.config.other_task_mean)
 
-    def load_base(self) -> UNetFlow:
+    def load_base(self) -> Family:
         """A fresh copy of the base model, float32, in eval mode."""
         return FAMILIES[self.config.family].load(self.path)
 
     @cached_property
-    def base(self) -> UNetFlow:
+    def base(self) -> Family:
         """One shared copy of the base model; do not change it."""
         return self.load_base()
 
@@ -131,41 +130,21 @@ def load_bundle(name_or_path: str | Path = "glyphs") -> Bundle:
         BundleError: unknown, damaged, or of a later format.
     """
     folder = bundle_folder(name_or_path)
-    raw = (folder / "bundle.json").read_bytes()
-    try:
-        manifest = json.loads(raw)
-        files, config, version = manifest["files"], manifest["config"], manifest["format"]
-        if not isinstance(files, dict) or not isinstance(config, dict):
-            raise TypeError("files and config must be objects")
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(expected=f"a manifest in {folder / 'bundle.json'}", found=f"{error!r}",
-                          todo="Take a fresh copy of the bundle.") from error  # fmt: skip
-    if version != FORMAT:
+    config, digest = read_manifest(folder)
+    if config.get("family") not in list(FAMILIES):
         raise BundleError(
-            expected=f"bundle format {FORMAT}",
-            found=str(version),
-            todo="Use a fitting hyperdp version.",
+            expected=f"a bundle of the image families {', '.join(FAMILIES)}",
+            found=f"family {config.get('family')!r}",
+            todo="Text bundles are for `hyperdp release` and `hyperdp emit`; "
+            "load them with hyperdp.text_bundle.open_bundle.",
         )
-    for name, digest in files.items():
-        path = folder / name
-        found = (
-            _sha256(path)
-            if path.is_file() and path.resolve().is_relative_to(folder.resolve())
-            else "no such file"
-        )
-        if found != digest:
-            raise BundleError(
-                expected=f"{name} with SHA-256 {digest}",
-                found=found,
-                todo="The bundle was changed or cut short: take a fresh copy.",
-            )
     try:
-        unet = json.loads((folder / "unet" / "config.json").read_bytes())
-        for part in (config, unet):
-            _check_sizes(part)
+        network = folder / FAMILIES[config["family"]].part / "config.json"
+        for part in (config, *map(_read_json, {network, *folder.glob("*/config.json")})):
+            check_sizes(part)
         built = BundleConfig(**{**config, "image_shape": tuple(config["image_shape"])})
         _check_config(built)
-        return _build(folder, built, hashlib.sha256(raw).hexdigest())
+        return _build(folder, built, digest)
     except HyperdpError:
         raise
     except Exception as error:  # the libraries that read the parts may raise anything
@@ -173,20 +152,8 @@ def load_bundle(name_or_path: str | Path = "glyphs") -> Bundle:
                           todo="Take a fresh copy of the bundle.") from error  # fmt: skip
 
 
-def _check_sizes(value: object, name: str = "") -> None:
-    """Refuses sizes that no model has, before they are allocated or counted up to."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            _check_sizes(part, str(key))
-    elif isinstance(value, list):
-        if len(value) > LARGEST_SIZE:
-            raise ValueError(f"{name} has {len(value)} parts")
-        for part in value:
-            _check_sizes(part, name)
-    elif isinstance(value, int | float):
-        most = MOST_LAYERS if name in {"depth", "layers_per_block"} else LARGEST_SIZE
-        if not -LARGEST_SIZE <= value <= most:
-            raise ValueError(f"{name} is {value}")
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
 
 
 def _check_config(config: BundleConfig) -> None:
@@ -217,7 +184,7 @@ def _build(folder: Path, config: BundleConfig, digest: str) -> Bundle:
         return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
     encoder = Encoder(EncoderConfig(**tuples(config.encoder)))
-    family = FAMILIES[config.family].load(folder)
+    family: Family = FAMILIES[config.family].load(folder)
     sites = describe_sites(family.model, config.sites)
     hypernetwork = Hypernetwork(HypernetworkConfig(**config.hypernetwork), sites)
     for module, name in ((encoder, "encoder"), (hypernetwork, "hypernetwork")):
@@ -239,7 +206,7 @@ def save_bundle(
     *,
     encoder: Encoder,
     hypernetwork: Hypernetwork,
-    base: UNetFlow,
+    base: Family,
     training: dict[str, Any],
 ) -> Bundle:
     """Writes a bundle, weights as float16, and loads it again.
@@ -258,28 +225,16 @@ def save_bundle(
     for module, name in ((encoder, "encoder"), (hypernetwork, "hypernetwork")):
         save_file(_half(module), folder / f"{name}.safetensors")
     base.save(folder)
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    save_file(
-        {k: v.half() for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"}
-    )
+    for weights in folder.glob("*/*.safetensors"):
+        save_file(
+            {k: v.half() if v.is_floating_point() else v for k, v in load_file(weights).items()},
+            weights,
+            metadata={"format": "pt"},
+        )
     (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n")
-    names = sorted(
-        str(p.relative_to(folder))
-        for p in folder.rglob("*")
-        if p.is_file() and p.name != "bundle.json" and not p.name.startswith(".")
-    )
-    manifest = {
-        "format": FORMAT,
-        "config": dataclasses.asdict(config),
-        "files": {name: _sha256(folder / name) for name in names},
-    }
-    (folder / "bundle.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(folder, dataclasses.asdict(config))
     return load_bundle(folder)
 
 
 def _half(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().cpu().half().contiguous() for k, v in module.state_dict().items()}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

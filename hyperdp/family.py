@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
@@ -20,11 +20,38 @@ HIGH_TIMES = 0.5  # share of an adapter's training times that fall where content
 
 
 class Family(Protocol):
-    """What the rest of hyperdp needs to know of a base model."""
+    """What the rest of hyperdp needs to know of a base model.
+
+    Attributes:
+        name: a key of `hyperdp.families.FAMILIES`.
+        part: the folder of the network within the base's own: `unet` or `transformer`.
+        lora_part: what the network is called in the stock pipeline whose `load_lora_weights` reads
+            adapters, or "" where there is none.
+        needs_pool: whether `adapter_loss` looks at its pool.
+        model: the network that takes LoRA weights.
+        scheduler: the diffusers scheduler that it is sampled with.
+    """
 
     name: str
+    part: ClassVar[str]
+    lora_part: ClassVar[str]
+    needs_pool: ClassVar[bool]
     model: nn.Module
-    image_shape: tuple[int, int, int]
+    scheduler: Any
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a record."""
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of the noise of one record: the image's, or that of its latents."""
+
+    def prepare_training(self) -> None:
+        """Readies the base for training adapters or its own weights."""
+
+    def to(self, device: torch.device) -> None:
+        """Moves every network of the base."""
 
     def loss(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Per-record training loss, float32 [B]."""
@@ -32,8 +59,21 @@ class Family(Protocol):
     def adapter_loss(self, images: Tensor, pool: Tensor, rng: torch.Generator) -> Tensor:
         """Per-record loss that adapters are trained with, [G, b, …] and [G, K, …] → [G·b]."""
 
+    def loss_at(self, images: Tensor, s: Tensor, noise: Tensor) -> Tensor:
+        """The training loss at given times [B] in (0, 1) and noise [B, c, h, w], float32 [B]."""
+
+    def response(self, model: nn.Module) -> Tensor:
+        """What a network, with or without an adapter, answers to fixed public noise."""
+
     def sample(
-        self, count: int, *, seed: int, steps: int, batch_size: int, progress: Progress | None
+        self,
+        count: int,
+        *,
+        seed: int,
+        steps: int = 24,
+        batch_size: int = 100,
+        model: nn.Module | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
         """Images float32 [count, C, H, W] in [-1, 1]."""
 
@@ -42,6 +82,27 @@ class Family(Protocol):
 
     def save(self, folder: Path) -> None:
         """Writes model and scheduler with `save_pretrained`."""
+
+
+def plain_attention(model: nn.Module) -> None:
+    """Trades the attention kernel for one with a cheaper backward pass on CPU.
+
+    The weights and, up to rounding, the function stay; sampling keeps the stock kernel, so that
+    its images are bit for bit what `diffusers` alone draws.
+    """
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())
+
+
+def residual_sites(model: nn.Module) -> list[str]:
+    """Convolutions and time projections of residual blocks, and attention projections."""
+    names = []
+    for name, module in model.named_modules():
+        inside = ".resnets." in name or ".attentions." in name
+        if inside and isinstance(module, nn.Conv2d | nn.Linear):
+            names.append(name)
+    return names
 
 
 class UNetFlow:
@@ -53,6 +114,9 @@ class UNetFlow:
     """
 
     name = "unet-flow"
+    part: ClassVar[str] = "unet"
+    lora_part: ClassVar[str] = ""
+    needs_pool: ClassVar[bool] = True
 
     def __init__(self, model: UNet2DModel, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
         self.model: nn.Module = model
@@ -64,15 +128,18 @@ class UNetFlow:
             int(config.sample_size),
         )
 
-    def prepare_training(self) -> None:
-        """Trades the attention kernel for one with a cheaper backward pass on CPU.
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(C, H, W): it works in pixels."""
+        return self.image_shape
 
-        The weights and, up to rounding, the function stay; sampling keeps the stock kernel, so that
-        its images are bit for bit what `diffusers` alone draws.
-        """
-        for module in self.model.modules():
-            if isinstance(module, Attention):
-                module.set_processor(AttnProcessor())
+    def prepare_training(self) -> None:
+        """See `plain_attention`."""
+        plain_attention(self.model)
+
+    def to(self, device: torch.device) -> None:
+        """Moves the network."""
+        self.model.to(device)
 
     @classmethod
     def create(cls, **unet_config: Any) -> UNetFlow:
@@ -164,6 +231,17 @@ class UNetFlow:
         return (velocity - (noise - images)).square().mean((1, 2, 3))
 
     @torch.no_grad()
+    def response(self, model: nn.Module) -> Tensor:
+        """What a network answers to fixed public noise; tells whether two are the same.
+
+        Args:
+            model: the base, with or without an adapter in it.
+        """
+        noise = torch.randn(2, *self.image_shape, generator=torch.Generator().manual_seed(0))
+        answer: Tensor = model(noise, torch.tensor([300.0, 900.0])).sample
+        return answer
+
+    @torch.no_grad()
     def sample(
         self,
         count: int,
@@ -207,13 +285,5 @@ class UNetFlow:
         return torch.cat(batches)
 
     def sites(self) -> list[str]:
-        """Convolutions and time projections of the residual blocks, and attention projections."""
-        names = []
-        for name, module in self.model.named_modules():
-            inside = ".resnets." in name or ".attentions." in name
-            if inside and isinstance(module, nn.Conv2d | nn.Linear):
-                names.append(name)
-        return names
-
-
-FAMILIES: dict[str, type[UNetFlow]] = {UNetFlow.name: UNetFlow}
+        """See `residual_sites`."""
+        return residual_sites(self.model)

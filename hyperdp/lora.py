@@ -22,6 +22,8 @@ from torch.nn import functional
 
 from hyperdp.errors import UsageError
 
+PEFT_PREFIX = "base_model.model."
+PIPELINE_FILE = "pytorch_lora_weights.safetensors"  # where `load_lora_weights` looks by itself
 Weights = dict[str, tuple[Tensor, Tensor]]
 """Site name → (A, B). A: [G, r, in, …], or [1, r, in, …] shared by all; B: [G, out, r]."""
 
@@ -160,25 +162,23 @@ def pick(weights: Weights, group: int) -> Weights:
     }
 
 
-def save_peft(weights: Weights, folder: Path, *, base_name: str) -> None:
-    """Writes one adapter as a PEFT directory.
+def save_peft(weights: Weights, folder: Path, *, base_name: str, pipeline_part: str = "") -> None:
+    """Writes one adapter as a PEFT directory, and for a stock pipeline's `load_lora_weights`.
 
     Args:
         weights: one adapter, A [1, r, in, …] and B [1, out, r] as `pick` returns it.
         folder: `adapter_config.json` and `adapter_model.safetensors` go here.
         base_name: what `base_model_name_or_path` says.
+        pipeline_part: what the pipeline calls the network (`unet`); with it, the folder holds
+            `pytorch_lora_weights.safetensors` too.
     """
     tensors = {}
     for name, (a, b) in weights.items():
         one_a, one_b = a[0], b[0]
         if one_a.dim() == 4:  # a convolution: [r, in, kh, kw]
             one_b = one_b[:, :, None, None]
-        tensors[f"base_model.model.{name}.lora_A.weight"] = (
-            one_a.detach().float().cpu().contiguous()
-        )
-        tensors[f"base_model.model.{name}.lora_B.weight"] = (
-            one_b.detach().float().cpu().contiguous()
-        )
+        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = one_a.detach().float().cpu().contiguous()
+        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = one_b.detach().float().cpu().contiguous()
     rank = next(iter(weights.values()))[1].shape[2]
     config = LoraConfig(
         r=rank,
@@ -190,6 +190,11 @@ def save_peft(weights: Weights, folder: Path, *, base_name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
+    if pipeline_part:
+        named = {
+            f"{pipeline_part}.{key.removeprefix(PEFT_PREFIX)}": t for key, t in tensors.items()
+        }
+        save_file(named, folder / PIPELINE_FILE, metadata={"format": "pt"})
 
 
 def load_peft(folder: Path) -> Weights:
@@ -208,7 +213,7 @@ def load_peft(folder: Path) -> Weights:
     weights: Weights = {}
     for key, a in tensors.items():
         if key.endswith(".lora_A.weight"):
-            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            name = key.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
             b = tensors[key.replace(".lora_A.", ".lora_B.")]
             weights[name] = (a[None], b.flatten(1)[None])
     return weights

@@ -1,0 +1,73 @@
+"""How a scheduler's process noises records, and what a network under it is trained to predict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from hyperdp.errors import UsageError
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+class Noising:
+    """The training side of any diffusers scheduler: flow matching, or a discrete-time diffusion.
+
+    Args:
+        scheduler: a `FlowMatchEulerDiscreteScheduler`, or one that `DDPMScheduler` can read the
+            configuration of (DDIM, PNDM, DPM-Solver, …).
+
+    Raises:
+        UsageError: its network predicts something that no loss here is made for.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self.flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+        self.steps = int(scheduler.config.num_train_timesteps)
+        if self.flow:
+            return
+        # Not every sampler knows its own forward process; this one does, from the same numbers.
+        self._process = DDPMScheduler.from_config(scheduler.config)
+        self.prediction = str(self._process.config.prediction_type)
+        if self.prediction not in PREDICTIONS:
+            raise UsageError(
+                expected=f"a scheduler whose prediction_type is one of {', '.join(PREDICTIONS)}",
+                found=repr(self.prediction),
+                todo="Use a base model trained for one of these.",
+            )
+
+    def at(self, clean: Tensor, s: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Records noised to given times.
+
+        Args:
+            clean: float32 [B, C, H, W], records or their latents.
+            s: float32 [B] in (0, 1), share of the way to noise.
+            noise: float32 [B, C, H, W].
+
+        Returns:
+            What the network sees, float32 [B, C, H, W]; its timesteps [B], float32 for flow
+            matching and int64 else; what it should answer, float32 [B, C, H, W].
+        """
+        if self.flow:
+            w = s[:, None, None, None]
+            return (1 - w) * clean + w * noise, s * self.steps, noise - clean
+        t = (s * self.steps).long().clamp(max=self.steps - 1)
+        noisy = self._process.add_noise(clean, noise, t)
+        if self.prediction == "epsilon":
+            return noisy, t, noise
+        if self.prediction == "sample":
+            return noisy, t, clean
+        return noisy, t, self._process.get_velocity(clean, noise, t)
+
+    def times(self, count: int, rng: torch.Generator) -> Tensor:
+        """Times that a base is trained at, float32 [count] in (0, 1).
+
+        Logit-normal for flow matching (Esser et al. 2024, arXiv 2403.03206), uniform else
+        (Ho et al. 2020, arXiv 2006.11239).
+        """
+        if self.flow:
+            return torch.sigmoid(torch.randn(count, generator=rng))
+        return torch.rand(count, generator=rng)
