@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hyperdp.family import FAMILIES, UNetFlow
+from hyperdp.families import family_class
+from hyperdp.family import Family
 from hyperdp.pretrain import corpus as corpus_module
-from hyperdp.pretrain.corpus import Corpus
+from hyperdp.pretrain.fitting import fit
 from hyperdp.pretrain.loop import Loop, LoopConfig
-from hyperdp.pretrain.style import draw, draw_style
+from hyperdp.pretrain.world import GlyphWorld, World
+from hyperdp.processes import processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class BaseConfig:
     """Recipe of a base model.
 
     Attributes:
-        family: a key of `hyperdp.family.FAMILIES`.
+        family: a key of `hyperdp.families.FAMILIES`.
         batch_size: records a step.
         loop: see `LoopConfig`.
         model: arguments of the diffusers model class.
@@ -38,65 +38,46 @@ class BaseConfig:
     start: str = ""
 
 
-def records(corpus: Corpus, rows: npt.NDArray[np.int64], rng: torch.Generator) -> Tensor:
-    """Draws the glyphs at `rows`, each in a style of its own: float32 [N, 1, 28, 28]."""
-    ink = torch.from_numpy(np.ascontiguousarray(corpus.ink[rows]))
-    skeleton = torch.from_numpy(np.ascontiguousarray(corpus.skeleton[rows]))
-    return draw(ink, skeleton, draw_style(len(rows), rng), rng)
-
-
-class RowSampler:
-    """Glyph rows of one split, half of them uniform over glyphs and half uniform over scripts."""
-
-    def __init__(self, corpus: Corpus, split: int) -> None:
-        rows = np.nonzero(corpus.split == split)[0]
-        order = np.argsort(corpus.script[rows], kind="stable")
-        self.rows = rows[order]
-        self.starts = np.unique(corpus.script[self.rows], return_index=True)[1]
-        self.sizes = np.diff(np.append(self.starts, len(self.rows)))
-
-    def draw(self, count: int, rng: torch.Generator) -> npt.NDArray[np.int64]:
-        """int64 [count] rows of the corpus."""
-        u = torch.rand(3, count, generator=rng).numpy()
-        script = (u[0] * len(self.starts)).astype(np.int64)
-        balanced = self.starts[script] + (u[1] * self.sizes[script]).astype(np.int64)
-        uniform = (u[1] * len(self.rows)).astype(np.int64)
-        return np.asarray(self.rows[np.where(u[2] < 0.5, balanced, uniform)], dtype=np.int64)
-
-
-def train_base(config: BaseConfig, folder: Path, corpus: Corpus | None = None) -> UNetFlow:
+def train_base(config: BaseConfig, folder: Path, world: World | None = None) -> Family:
     """Trains (or goes on training) a base model and saves it under `folder`.
 
     Args:
         config: the recipe.
         folder: `unet/`, `scheduler/`, the checkpoint and `log.jsonl` go here.
-        corpus: the public corpus; rendered or read from the cache when None.
+        world: public data; the glyphs, rendered or read from the cache, when None.
 
     Returns:
         The trained family with averaged weights.
     """
-    corpus = corpus_module.open_corpus() if corpus is None else corpus
+    world = GlyphWorld(corpus_module.open_corpus()) if world is None else world
     torch.manual_seed(config.loop.seed)
-    kind = FAMILIES[config.family]
-    family = kind.load(Path(config.start)) if config.start else kind.create(**config.model)
+    kind = family_class(config.family)
+    family: Family = kind.load(Path(config.start)) if config.start else kind.create(**config.model)
     family.prepare_training()
-    train, held_out = RowSampler(corpus, 0), RowSampler(corpus, 1)
+    device, shape = processes().device, family.image_shape
+    family.to(device)
 
     def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
-        images = records(corpus, train.draw(config.batch_size // config.loop.workers, rng), rng)
-        return family.loss(images, rng).mean(), {}
+        images = world.records(config.batch_size // config.loop.workers, 0, rng)
+        return family.loss(fit(images, shape).to(device), rng).mean(), {}
 
     def validate() -> dict[str, float]:
         rng = torch.Generator().manual_seed(1)
-        images = records(corpus, held_out.draw(512, rng), rng)
+        images = world.records(512, 1, rng)
         family.model.eval()
         with torch.no_grad():
-            losses = [family.loss(part, rng).mean() for part in torch.split(images, 128)]
+            losses = [
+                family.loss(fit(part, shape).to(device), rng).mean()
+                for part in torch.split(images, 128)
+            ]
         family.model.train()
         return {"validation_loss": float(torch.stack(losses).mean())}
 
     family.model.train()
     Loop(config.loop, family.model, step, folder, validate).run("base")
     family.model.eval()
-    family.save(folder)
+    family.to(torch.device("cpu"))
+    if processes().is_main_process:
+        family.save(folder)
+    processes().wait_for_everyone()
     return family

@@ -7,14 +7,20 @@ import torch
 from torch import Tensor
 
 from hyperdp.errors import DataError
-from hyperdp.pretrain.base import records
 from hyperdp.pretrain.corpus import Corpus
+from hyperdp.pretrain.readable import readable
+from hyperdp.pretrain.rows import records
+
+FEWEST_READABLE = 24
 
 
 def draw_digits(
     corpus: Corpus, split: int, count: int, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Draws digits, every one as often as the others, each in a face and a style of its own.
+
+    Of faces whose digits are readable, where there are enough: a control made of ornaments would be
+    a weak one.
 
     Args:
         corpus: the public corpus.
@@ -31,6 +37,10 @@ def draw_digits(
     names = corpus.names["char"]
     labels = torch.arange(count)[torch.randperm(count, generator=rng)] % 10
     rows = np.empty(count, dtype=np.int64)
+    digits = [names.index(d) for d in "0123456789" if d in names]
+    among = np.nonzero((corpus.split == split) & np.isin(corpus.char, digits))[0]
+    clear = np.zeros(len(corpus), dtype=bool)
+    clear[among[readable(corpus, among)]] = True
     for digit in range(10):
         char = names.index(str(digit)) if str(digit) in names else -1
         found = np.nonzero((corpus.split == split) & (corpus.char == char))[0]
@@ -40,6 +50,8 @@ def draw_digits(
                 found="none",
                 todo="Render the whole corpus: `make fonts`, then `hyperdp pretrain corpus`.",
             )
+        if clear[found].sum() >= FEWEST_READABLE:
+            found = found[clear[found]]
         mine = (labels == digit).numpy()
         rows[mine] = found[torch.randint(len(found), (int(mine.sum()),), generator=rng).numpy()]
     parts = [records(corpus, part, rng) for part in np.array_split(rows, -(-count // 500))]

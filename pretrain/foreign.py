@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-KINDS = ("white", "fractal", "grating", "shape", "flat", "steps")
+KINDS = ("white", "fractal", "grating", "shape", "silhouette", "flat", "steps")
 
 
 def draw_foreign(shape: tuple[int, int, int], records: int, rng: torch.Generator) -> Tensor:
     """One foreign dataset: images of one random kind, with random contrast and brightness.
 
     Kinds: white noise; noise of spectrum 1/f^a, which photographs have (Field 1987); gratings; one
-    or two filled shapes, textured or plain; flat grey; steps of grey.
+    or two filled shapes, textured or plain; silhouettes, as pictures of objects have them; flat
+    grey; steps of grey.
 
     Args:
         shape: (C, H, W) of a record.
@@ -48,8 +49,9 @@ def draw_foreign(shape: tuple[int, int, int], records: int, rng: torch.Generator
         phase = uniform(0, 2 * math.pi, records, 1, 1)
         along = grid_x * torch.cos(angle) + grid_y * torch.sin(angle)
         images = 1.4 * torch.sin(math.pi * cycles * along + phase)
-    elif kind == "shape":
-        images = _shapes(records, grid_y, grid_x, rng)
+    elif kind in {"shape", "silhouette"}:
+        draw = _shapes if kind == "shape" else _silhouettes
+        images = draw(records, grid_y, grid_x, rng)
         if float(uniform(0, 1)) < 0.6:
             texture = _fractal(records, height, width, float(uniform(0.5, 2)), rng)
             images = images + float(uniform(0.1, 0.8)) * texture * (images > 0)
@@ -100,4 +102,43 @@ def _shapes(records: int, grid_y: Tensor, grid_x: Tensor, rng: torch.Generator) 
     mask = body if choice < 0.3 else (body - part).clamp(min=0) if choice < 0.65 else (body + part)
     grey = 0.1 + 0.9 * torch.rand(records, 1, 1, generator=rng)
     images: Tensor = mask.clamp(max=1) * (grey + 1) - 1
+    return images
+
+
+def _silhouettes(records: int, grid_y: Tensor, grid_x: Tensor, rng: torch.Generator) -> Tensor:
+    """A filled outline r(θ) of few random waves on black, lit from a side: [records, H, W].
+
+    The outline is one of the dataset, from which each record deviates; half of the datasets are
+    mirrored left to right, as clothes, vessels and faces are.
+    """
+    waves = 7
+    fall = 1 / (1 + torch.arange(waves)) ** float(torch.rand(1, generator=rng) + 0.5)
+    own = 0.05 + 0.6 * float(torch.rand(1, generator=rng))
+
+    def coefficients() -> Tensor:
+        shared = torch.randn(1, waves, generator=rng)
+        return (shared + own * torch.randn(records, waves, generator=rng)) * fall
+
+    angle = torch.atan2(grid_x, grid_y)  # 0 is down, so that ±θ are mirror images
+    turn = angle[..., None] * (1 + torch.arange(waves))  # [1, H, W, waves]
+    bend = torch.einsum("nk,bhwk->nhw", coefficients(), torch.cos(turn))
+    if float(torch.rand(1, generator=rng)) < 0.5:
+        bend = bend + torch.einsum("nk,bhwk->nhw", coefficients(), torch.sin(turn))
+    bend = bend / bend.flatten(1).std(1)[:, None, None].clamp(min=1e-3)
+    size = 0.4 + 0.5 * torch.rand(1, generator=rng)
+    stretch = torch.exp(0.5 * torch.randn(1, generator=rng)) ** 0.5
+    radius = torch.sqrt((grid_y * stretch) ** 2 + (grid_x / stretch) ** 2)
+    depth = 0.1 + 0.4 * torch.rand(1, generator=rng)
+    inside = (radius < size * torch.exp(depth * bend)).float()
+    low = torch.rand(records, 1, 1, generator=rng)
+    light = (
+        (
+            grid_y * torch.randn(records, 1, 1, generator=rng)
+            + grid_x * torch.randn(records, 1, 1, generator=rng)
+        )
+        * 0.3
+        * torch.rand(1, generator=rng)
+    )
+    grey = (0.15 + 0.85 * low + light).clamp(0.05, 1)
+    images: Tensor = inside * 2 * grey - 1
     return images

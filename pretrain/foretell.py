@@ -30,7 +30,8 @@ class Foretell(nn.Module):
         self, *, embed_dim: int, bottleneck: int, cells: int, content: int, images: Tensor
     ) -> None:
         super().__init__()
-        pixels = functional.avg_pool2d(images, 2).flatten(1).numpy()
+        self.pool = max(2, images.shape[-1] // 14)
+        pixels = functional.avg_pool2d(images, self.pool).flatten(1).numpy()
         kmeans = faiss.Kmeans(
             pixels.shape[1], cells, niter=12, seed=0, verbose=False, min_points_per_centroid=1
         )
@@ -53,7 +54,7 @@ class Foretell(nn.Module):
             Of their cells and of their content, in nats.
         """
         groups, count = images.shape[:2]
-        pixels = functional.avg_pool2d(images.flatten(0, 1), 2).flatten(1)
+        pixels = functional.avg_pool2d(images.flatten(0, 1), self.pool).flatten(1)
         cell = torch.cdist(pixels, self.centroids).argmin(1).view(groups, count)
         of_cells = functional.log_softmax(self.cells(code).float(), 1).gather(1, cell)
         of_content = functional.log_softmax(self.content(code).float(), 1).gather(1, content)

@@ -33,8 +33,8 @@ class GuardConfig:
     """
 
     reference: int = 600
-    calibration: int = 600
-    foreign: int = 300
+    calibration: int = 1200
+    foreign: int = 800
     records: int = 384
     mix: TaskMix = dataclasses.field(default_factory=TaskMix)
     seed: int = 0

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
-import math
-import platform
-import shutil
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hyperdp.bundle import Bundle, BundleConfig, save_bundle
-from hyperdp.encoder import Encoder, EncoderConfig, clip
-from hyperdp.family import FAMILIES, UNetFlow
+from hyperdp.bundle import Bundle, BundleConfig, load_bundle, save_bundle
+from hyperdp.encoder import Encoder, EncoderConfig
+from hyperdp.errors import UsageError
+from hyperdp.families import load_family
+from hyperdp.family import Family
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
-from hyperdp.lora import adapters, describe_sites
+from hyperdp.lora import describe_sites
 from hyperdp.pretrain import corpus as corpus_module
-from hyperdp.pretrain.base import RowSampler, records
-from hyperdp.pretrain.corpus import Corpus
+from hyperdp.pretrain.checkpoint import load_average
+from hyperdp.pretrain.conditioning import Conditioning
 from hyperdp.pretrain.foretell import Foretell
-from hyperdp.pretrain.loop import Loop, LoopConfig, load_average
-from hyperdp.pretrain.tasks import TaskMix, TaskPool, TaskSampler
+from hyperdp.pretrain.hyper_step import HyperStep
+from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.provenance import commit, hardware
 from hyperdp.pretrain.validation import Validation
+from hyperdp.pretrain.world import GlyphWorld, World
+from hyperdp.processes import processes
+from hyperdp.stable_diffusion import StableDiffusion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,9 @@ class HyperConfig:
             Above 0 the base learns to be adapted: its weights take part in the adapters' loss too.
         base_records: records a step that the base's own loss is taken on.
         base_lr: the base's learning rate over that of the rest.
+        prompt: what a text-conditional base is trained and sampled with; its own when "".
+        gradient_checkpointing: save memory by computing the base's activations twice.
+        mix: how often each kind of task is drawn, see the world's own (`TaskMix` for glyphs).
         start: folder of an earlier run whose averaged encoder, hypernetwork and foretelling heads
             training begins with, at the same sizes; "" begins with fresh ones. The base is `base`.
     """
@@ -76,121 +80,45 @@ class HyperConfig:
     base_weight: float = 0.0
     base_records: int = 16
     base_lr: float = 0.3
+    prompt: str = ""
+    gradient_checkpointing: bool = False
     start: str = ""
     sampling_steps: int = 24
     encoder: dict[str, Any] = field(default_factory=dict)
     hypernetwork: dict[str, Any] = field(default_factory=dict)
-    mix: TaskMix = field(default_factory=TaskMix)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditioned:
-    """Some tasks of one step.
-
-    Attributes:
-        mean: float32 [G, k], noisy. noise_std: float32 [G].
-        unseen: float32 [G, N, C, H, W], records that are not in the mean.
-        others: float32 [G, M, C, H, W], further records of the same tasks.
-        foretold: the foretelling loss, a scalar; figures: its parts.
-    """
-
-    mean: Tensor
-    noise_std: Tensor
-    unseen: Tensor
-    others: Tensor
-    foretold: Tensor
-    figures: dict[str, float]
-
-
-class Conditioning:
-    """Draws tasks, embeds their support and adds noise of a random level: z as ρ will meet it."""
-
-    def __init__(
-        self,
-        config: HyperConfig,
-        sampler: TaskSampler,
-        encoder: Encoder,
-        hyper: Hypernetwork,
-        foretell: Foretell,
-    ) -> None:
-        self.config, self.encoder, self.hyper, self.foretell = config, encoder, hyper, foretell
-        workers = config.loop.workers
-        self.pools = [
-            TaskPool(
-                sampler,
-                size=config.pool // workers,
-                fresh=max(1, config.fresh // workers),
-                records=config.support + max(config.queries, 32),
-            )
-            for _ in range(workers)
-        ]
-
-    def draw(self, tasks: int, rng: torch.Generator, worker: int) -> Conditioned:
-        """Conditions `tasks` tasks out of the worker's own pool."""
-        c = self.config
-        images, content = self.pools[worker].draw(tasks, rng)
-        support, unseen = images[:, : c.support], images[:, c.support :]
-        low, high = math.log(c.noise_low), math.log(c.noise_high)
-        noise_std = torch.exp(torch.rand(tasks, generator=rng) * (high - low) + low)  # [G]
-        mean, embeddings = self._embed(support)
-        mean = mean + noise_std[:, None] * torch.randn(mean.shape, generator=rng)
-        code = self.hyper.code(mean, noise_std)
-        cells, of_content = self.foretell.set_loss(code, unseen, content[:, c.support :])
-        shown = content[:, : min(c.support, c.support_grad)].flatten()
-        record = self.foretell.record_loss(embeddings, shown)
-        losses = {"cells": cells, "content": of_content, "record": record}
-        return Conditioned(
-            mean=mean,
-            noise_std=noise_std,
-            unseen=unseen,
-            others=torch.cat([support, unseen[:, c.queries :]], 1),
-            foretold=cells + of_content + record,
-            figures={name: float(loss.detach()) for name, loss in losses.items()},
-        )
-
-    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[G, K, C, H, W] → mean clipped embedding [G, k]; embeddings that carry gradients."""
-        c = self.config
-        groups, count = images.shape[:2]
-        grad = min(c.support_grad, count)
-        first = clip(self.encoder(images[:, :grad].flatten(0, 1)).float(), c.clip_norm)
-        with torch.no_grad():
-            rest = clip(self.encoder(images[:, grad:].flatten(0, 1)).float(), c.clip_norm)
-        both = torch.cat([first.view(groups, grad, -1), rest.view(groups, count - grad, -1)], 1)
-        return both.mean(1), first
+    mix: dict[str, float] = field(default_factory=dict)
 
 
 def train_hyper(
-    config: HyperConfig, folder: Path, corpus: Corpus | None = None, command: str = ""
+    config: HyperConfig, folder: Path, world: World | None = None, command: str = ""
 ) -> Bundle:
     """Trains (or goes on training) encoder and hypernetwork; the bundle goes to `folder/bundle`.
 
     Args:
         config: the recipe.
         folder: checkpoint and `log.jsonl` go here.
-        corpus: the public corpus; rendered or read from the cache when None.
+        world: public data; the glyphs, rendered or read from the cache, when None.
         command: what was typed, for the record.
 
     Returns:
         The bundle.
     """
-    corpus = corpus_module.open_corpus() if corpus is None else corpus
+    world = GlyphWorld(corpus_module.open_corpus()) if world is None else world
     torch.manual_seed(config.loop.seed)
-    base = FAMILIES["unet-flow"].load(Path(config.base))
-    base.prepare_training()
-    base.model.requires_grad_(config.base_weight > 0)
+    base, device = _open_base(config), processes().device
+    shape = base.image_shape
     sites = base.sites()
     encoder_values: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in config.encoder.items()
     }
-    encoder = Encoder(EncoderConfig(image_shape=base.image_shape, **encoder_values))
+    encoder = Encoder(EncoderConfig(image_shape=shape, **encoder_values))
     k = encoder.config.embed_dim
     hyper = Hypernetwork(
         HypernetworkConfig(embed_dim=k, **config.hypernetwork), describe_sites(base.model, sites)
     )
     rng = torch.Generator().manual_seed(config.loop.seed + 1)
-    marginal = records(corpus, RowSampler(corpus, 0).draw(max(2048, 8 * config.cells), rng), rng)
-    sampler = TaskSampler(corpus, 0, config.mix)
+    marginal = world.records(max(2048, 8 * config.cells), 0, rng)
+    sampler = world.tasks(0, config.mix)
     foretell = Foretell(
         embed_dim=k,
         bottleneck=hyper.config.bottleneck,
@@ -199,41 +127,21 @@ def train_hyper(
         images=marginal,
     )
     module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "foretell": foretell})
+    module.to(device)
     if config.start:
         load_average(Path(config.start), module)
     conditioning = Conditioning(config, sampler, encoder, hyper, foretell)
-    workers = config.loop.workers
-    # Hooks belong to a module: each worker needs modules of its own, over the same weights.
-    bases = [base, *(_twin(base) for _ in range(workers - 1))]
-    marginal_rows = RowSampler(corpus, 0)
-
-    def foretell_step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
-        drawn = conditioning.draw(config.foretell_tasks // workers, rng, worker)
-        return drawn.foretold, drawn.figures
-
-    def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
-        own, drawn = bases[worker], conditioning.draw(config.tasks // workers, rng, worker)
-        with adapters(own.model, hyper(drawn.mean, drawn.noise_std)):
-            queries = drawn.unseen[:, : config.queries]
-            flow = own.adapter_loss(queries, drawn.others, rng).mean()
-        loss = flow + config.foretell_weight * drawn.foretold
-        figures = {"flow": float(flow.detach()), **drawn.figures}
-        if config.base_weight > 0:
-            rows = marginal_rows.draw(config.base_records // workers, rng)
-            plain = own.loss(records(corpus, rows, rng), rng).mean()
-            loss = loss + config.base_weight * plain
-            figures["base"] = float(plain.detach())
-        return loss, figures
-
+    step = HyperStep(config, base, hyper, conditioning, world)
     if config.foretell_steps:
         first = dataclasses.replace(
             config.loop, steps=config.foretell_steps, lr=config.foretell_lr, ema=0.99
         )
-        Loop(first, module, foretell_step, folder / "foretell").run("foretelling")
+        early = Loop(first, module, step.foretell, folder / "foretell", sampler=conditioning)
+        early.run("foretelling")
     if config.base_weight > 0:
         module["base"] = base.model
     validation = Validation(
-        corpus,
+        world,
         base,
         encoder,
         hyper,
@@ -242,7 +150,16 @@ def train_hyper(
         clip_norm=config.clip_norm,
         lowest_noise=config.noise_low,
     )
-    loop = Loop(config.loop, module, step, folder, validation, lr_scales={"base.": config.base_lr})
+    loop = Loop(
+        config.loop,
+        module,
+        step,
+        folder,
+        validation,
+        lr_scales={"base.": config.base_lr},
+        sampler=conditioning,
+        after=step.after,
+    )
     loop.run("hypernetwork")
     module.eval()
     bundle_config = BundleConfig(
@@ -258,41 +175,53 @@ def train_hyper(
         other_task_mean=validation.task_means()[0].tolist(),
         sampling_steps=config.sampling_steps,
     )
-    training = {
-        "recipe": dataclasses.asdict(config),
-        "command": command,
-        "commit": _commit(),
-        "hardware": _hardware(),
-        "seconds": round(loop.seconds),
-        "curve": [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()],
-    }
-    return save_bundle(
-        folder / "bundle",
-        bundle_config,
-        encoder=encoder,
-        hypernetwork=hyper,
-        base=base,
-        training=training,
-    )
+    if processes().is_main_process:
+        log = (folder / "log.jsonl").read_text().splitlines()
+        training = {
+            "recipe": {
+                **dataclasses.asdict(config),
+                "mix": dataclasses.asdict(world.mix(config.mix)),
+            },
+            "command": command,
+            "commit": commit(),
+            "hardware": hardware(),
+            "seconds": round(loop.seconds),
+            "curve": [json.loads(line) for line in log],
+        }
+        before = Path(config.start) / "bundle" / "training.json"
+        if config.start and before.is_file():
+            training["start"] = json.loads(before.read_bytes())
+        base.to(torch.device("cpu"))
+        save_bundle(
+            folder / "bundle",
+            bundle_config,
+            encoder=encoder.cpu(),
+            hypernetwork=hyper.cpu(),
+            base=base,
+            training=training,
+        )
+    processes().wait_for_everyone()
+    return load_bundle(folder / "bundle")
 
 
-def _twin(family: UNetFlow) -> UNetFlow:
-    """The same base in modules of its own: weights are shared, hooks are not."""
-    weights = {id(p): p for p in family.model.parameters()}
-    return copy.deepcopy(family, dict(weights))
+def _open_base(config: HyperConfig) -> Family:
+    """The recipe's base model, ready to train adapters of, where the networks compute.
 
-
-def _commit() -> str:
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    found = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603
-    return found.stdout.strip() or "unknown"
-
-
-def _hardware() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{(models or [platform.processor()])[0]}, {torch.get_num_threads()} threads, {gpu}"
+    Raises:
+        UsageError: there is none that hyperdp knows, or it takes no prompt.
+    """
+    base = load_family(Path(config.base))
+    if config.prompt:
+        if not isinstance(base, StableDiffusion):
+            raise UsageError(
+                expected="no prompt: the base is not conditioned on text",
+                found=f"prompt = {config.prompt!r} for a base of the family {base.name}",
+                todo="Leave the prompt out of the recipe.",
+            )
+        base.prompt = dataclasses.replace(base.prompt, text=config.prompt)
+    base.prepare_training()
+    if config.gradient_checkpointing:
+        base.model.enable_gradient_checkpointing()  # type: ignore[operator]
+    base.to(processes().device)
+    base.model.requires_grad_(config.base_weight > 0)
+    return base

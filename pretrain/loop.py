@@ -1,16 +1,20 @@
-"""The training loop of the public stage: AdamW, cosine, EMA, checkpoint, exact resume."""
+"""The training loop of the public stage: AdamW, cosine, EMA, checkpoint, exact resume.
+
+One process, or several under `accelerate launch` or `torchrun`: a step is made of shares, and the
+processes divide them, so that the shares and what they draw do not depend on how many there are.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from rich.progress import (
@@ -21,13 +25,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hyperdp.errors import UsageError
-
-CHECKPOINT = "checkpoint.safetensors"
+from hyperdp.pretrain.checkpoint import CHECKPOINT, Training, cut_log
+from hyperdp.pretrain.shares import make_accelerator, own_shares, threads
 
 Step = Callable[[torch.Generator, int], tuple[Tensor, dict[str, float]]]
 
@@ -41,10 +42,13 @@ class LoopConfig:
         lr: peak learning rate. warmup: steps of linear warm-up; then cosine to `lr_end` × lr.
         ema: decay of the weight average, ramped up as (1 + t) / (10 + t).
         clip: norm that gradients are clipped to.
-        checkpoint_every, validate_every: steps.
+        checkpoint_every, validate_every, log_every: steps.
         bf16: bfloat16 autocast of the forward pass.
-        workers: threads that take a share of every step each, with one operator thread apiece.
-            Small operators run faster side by side than split between threads.
+        workers: shares of every step. Several processes divide them; in one process each share
+            has a thread, with one operator thread apiece: small operators run faster side by side
+            than split between threads.
+        tracker: name of an accelerate tracker (`tensorboard`, …) that figures go to beside
+            `log.jsonl`; "" for none.
         seed: of the public stage's randomness; no private path has one.
     """
 
@@ -58,9 +62,21 @@ class LoopConfig:
     clip: float = 1.0
     checkpoint_every: int = 200
     validate_every: int = 500
+    log_every: int = 100
     bf16: bool = False
     workers: int = 1
+    tracker: str = ""
     seed: int = 0
+
+
+class Sampler(Protocol):
+    """What draws the tasks, where that has a state."""
+
+    def state(self) -> Tensor:
+        """int64 [workers, n]; zeros for the shares of other processes."""
+
+    def restore(self, state: Tensor) -> None:
+        """Takes it back to a state."""
 
 
 class Loop:
@@ -73,6 +89,11 @@ class Loop:
         folder: checkpoint and `log.jsonl` go here.
         validate: called with the averaged weights in place; returns figures to log.
         lr_scales: start of a parameter's name → factor on its learning rate.
+        sampler: kept in the checkpoint too.
+        after: called with the worker when the gradients of its share are there.
+
+    Raises:
+        UsageError: the processes cannot divide the shares, or accelerate has no such tracker.
     """
 
     def __init__(
@@ -83,6 +104,8 @@ class Loop:
         folder: Path,
         validate: Callable[[], dict[str, float]] | None = None,
         lr_scales: dict[str, float] | None = None,
+        sampler: Sampler | None = None,
+        after: Callable[[int], None] | None = None,
     ) -> None:
         self.config, self.module, self.step_fn, self.folder, self.validate = (
             config,
@@ -91,6 +114,10 @@ class Loop:
             folder,
             validate,
         )
+        self.sampler, self.after = sampler, after
+        self.accelerator = make_accelerator(config.tracker, folder)
+        module.to(self.accelerator.device)
+        self.shares = own_shares(config.workers, self.accelerator)
         self.params = {n: p for n, p in module.named_parameters() if p.requires_grad}
         groups: dict[float, list[Tensor]] = {}
         for name, p in self.params.items():
@@ -107,6 +134,11 @@ class Loop:
         self.rng = torch.Generator().manual_seed(config.seed)
         self.done = 0
         self.seconds = 0.0
+        self.smooth: dict[str, float] = {}
+        self.figures: dict[int, dict[str, float]] = {}
+        self.share: nn.Module = _Share(self)
+        if self.accelerator.num_processes > 1:
+            self.share = self.accelerator.prepare_model(self.share)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).is_file():
             self._resume()
@@ -130,8 +162,10 @@ class Loop:
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
         )
-        smooth: dict[str, float] = {}
-        with Progress(*columns) as bar, _workers(c.workers) as workers:
+        main = self.accelerator.is_main_process
+        if c.tracker:
+            self.accelerator.init_trackers(title)
+        with Progress(*columns, disable=not main) as bar, threads(len(self.shares)) as workers:
             task = bar.add_task(title, total=c.steps, completed=self.done, figures="")
             while self.done < c.steps:
                 began = time.monotonic()
@@ -149,42 +183,60 @@ class Loop:
                 self._average()
                 self.seconds += time.monotonic() - began
                 for name, value in figures.items():
-                    smooth[name] = (
-                        value if name not in smooth else 0.98 * smooth[name] + 0.02 * value
-                    )
+                    before = self.smooth.get(name, value)
+                    self.smooth[name] = 0.98 * before + 0.02 * value
                 if self.done % 20 == 0:
                     bar.update(
                         task,
                         completed=self.done,
-                        figures=" ".join(f"{k} {v:.4f}" for k, v in smooth.items()),
+                        figures=" ".join(f"{k} {v:.4f}" for k, v in self.smooth.items()),
                     )
-                if self.done % 100 == 0:
-                    self._log({"step": self.done, "seconds": round(self.seconds, 1), **smooth})
+                if self.done % c.log_every == 0:
+                    self._log(self.smooth)
                 if self.validate is not None and (
                     self.done % c.validate_every == 0 or self.done == c.steps
                 ):
-                    self._log(
-                        {"step": self.done, "seconds": round(self.seconds, 1), **self.validated()}
-                    )
+                    if main:
+                        self._log(self.validated())
+                    self.accelerator.wait_for_everyone()
                 if self.done % c.checkpoint_every == 0 or self.done == c.steps:
                     self._save()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         self.use_average()
 
     def _gradients(self, workers: ThreadPoolExecutor | None) -> dict[str, float]:
-        """Fills the gradients of one step; returns the figures, averaged over the workers."""
-        count, bf16 = self.config.workers, self.config.bf16
-        device = next(iter(self.params.values())).device.type
+        """Fills the gradients of one step; returns the figures, averaged over the shares."""
+        count, processes = self.config.workers, self.accelerator.num_processes
+        device = self.accelerator.device.type
+        bf16 = self.config.bf16 or self.accelerator.mixed_precision == "bf16"
         seeds = torch.randint(2**62, (count,), generator=self.rng).tolist()
+        torch.manual_seed(seeds[self.shares[0]])  # of what a base model's own layers may draw
 
-        def share(worker: int) -> dict[str, float]:
+        def share(worker: int) -> None:
             rng = torch.Generator().manual_seed(seeds[worker])
-            with torch.autocast(device, torch.bfloat16, enabled=bf16):  # a thread has its own
-                loss, figures = self.step_fn(rng, worker)
-            (loss / count).backward()  # type: ignore[no-untyped-call]
-            return {"loss": float(loss.detach()), **figures}
+            waits = processes > 1 and worker != self.shares[-1]  # gradients travel once
+            with self.accelerator.no_sync(self.share) if waits else nullcontext():
+                with torch.autocast(device, torch.bfloat16, enabled=bf16):  # a thread has its own
+                    loss = self.share(rng, worker)
+                # Processes average what each of them has added up.
+                (loss * (processes / count)).backward()
+            self.figures[worker]["loss"] = float(loss.detach())
+            if self.after is not None:
+                self.after(worker)
 
-        shares = [share(0)] if workers is None else list(workers.map(share, range(count)))
-        return {name: sum(s[name] for s in shares) / count for name in shares[0]}
+        self.figures.clear()
+        if workers is None:
+            for worker in self.shares:
+                share(worker)
+        else:
+            list(workers.map(share, self.shares))
+        own = [self.figures[worker] for worker in self.shares]
+        names = sorted(own[0])
+        totals = torch.tensor([sum(f[name] for f in own) for name in names], dtype=torch.float64)
+        if processes > 1:
+            totals = self.accelerator.reduce(totals.to(self.accelerator.device), "sum")
+        return dict(zip(names, (totals / count).tolist(), strict=True))
 
     def validated(self) -> dict[str, float]:
         """Figures of `validate` with the averaged weights in place."""
@@ -211,92 +263,47 @@ class Loop:
             list(self.average.values()), [p.detach() for p in self.params.values()], 1 - decay
         )
 
-    def _log(self, row: dict[str, Any]) -> None:
+    def _log(self, figures: dict[str, float]) -> None:
+        if self.config.tracker:
+            self.accelerator.log(figures, step=self.done)
+        if not self.accelerator.is_main_process:
+            return
+        row = {"step": self.done, "seconds": round(self.seconds, 1), **figures}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def _save(self) -> None:
-        tensors: dict[str, Tensor] = {"rng": self.rng.get_state()}
-        for name, p in self.params.items():
-            tensors[f"param/{name}"] = p.detach().contiguous()
-            tensors[f"average/{name}"] = self.average[name].contiguous()
-            state = self.optimizer.state.get(p)
-            if not state:  # a parameter that this loop's loss does not reach
-                continue
-            tensors[f"exp_avg/{name}"] = state["exp_avg"].contiguous()
-            tensors[f"exp_avg_sq/{name}"] = state["exp_avg_sq"].contiguous()
-        temporary = self.folder / (CHECKPOINT + ".tmp")
-        save_file(
-            tensors, temporary, metadata={"done": str(self.done), "seconds": str(self.seconds)}
-        )
-        temporary.replace(self.folder / CHECKPOINT)
+        sampler = None
+        if self.sampler is not None:
+            state = self.sampler.state().to(self.accelerator.device)
+            sampler = self.accelerator.reduce(state, "sum").cpu()
+        if self.accelerator.is_main_process:
+            training = Training(self.params, self.average, self.optimizer, self.rng)
+            facts = {"done": self.done, "seconds": self.seconds, "smooth": self.smooth}
+            training.save(self.folder / CHECKPOINT, facts, sampler)
 
     def _resume(self) -> None:
-        path = self.folder / CHECKPOINT
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        tensors = load_file(path)
-        self.done, self.seconds = int(metadata["done"]), float(metadata["seconds"])
-        self.rng.set_state(tensors["rng"])
-        with torch.no_grad():
-            for name, p in self.params.items():
-                p.copy_(tensors[f"param/{name}"])
-                self.average[name].copy_(tensors[f"average/{name}"])
-                if f"exp_avg/{name}" not in tensors:
-                    continue
-                self.optimizer.state[p] = {
-                    "step": torch.tensor(float(self.done)),
-                    "exp_avg": tensors[f"exp_avg/{name}"].to(p.device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(p.device),
-                }
+        training = Training(self.params, self.average, self.optimizer, self.rng)
+        facts, sampler = training.load(self.folder / CHECKPOINT)
+        self.done, self.seconds = int(facts["done"]), float(facts["seconds"])
+        self.smooth = facts.get("smooth", {})
+        if self.sampler is not None and sampler is not None:
+            self.sampler.restore(sampler)
+        if self.accelerator.is_main_process:
+            cut_log(self.folder / "log.jsonl", self.done)
 
 
-def load_average(folder: Path, module: nn.Module) -> None:
-    """Loads the averaged weights that a run left in `folder` into the parameters of a module.
+class _Share(nn.Module):
+    """A share of a step as a module, which is what `DistributedDataParallel` wraps."""
 
-    Parameters of the run that the module does not have are left alone.
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self.module = loop.module
+        self._loop = [loop]  # in a list, so that it is no part of the module
 
-    Raises:
-        UsageError: no checkpoint there, or one that lacks a parameter or has it in another size.
-    """
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        raise UsageError(
-            expected=f"the folder of a training run, with {CHECKPOINT}",
-            found=str(folder),
-            todo="Give the folder that `hyperdp pretrain` wrote with -o.",
-        )
-    params = dict(module.named_parameters())
-    with safe_open(path, "pt") as file:
-        names = set(file.keys())
-        sizes = {
-            name: tuple(file.get_slice(f"average/{name}").get_shape())
-            for name in params
-            if f"average/{name}" in names
-        }
-        wrong = [name for name, p in params.items() if sizes.get(name) != tuple(p.shape)]
-        if wrong:
-            raise UsageError(
-                expected=f"a run of the same recipe in {folder}",
-                found=f"missing or of another size there: {', '.join(wrong[:4])}",
-                todo="Train with the sizes of that run, or begin afresh.",
-            )
-        with torch.no_grad():
-            for name, p in params.items():
-                p.copy_(file.get_tensor(f"average/{name}"))
-
-
-@contextmanager
-def _workers(count: int) -> Iterator[ThreadPoolExecutor | None]:
-    """Threads for the shares of a step, with the operator threads divided among them."""
-    if count == 1:
-        yield None
-        return
-    before = torch.get_num_threads()
-    each = max(1, before // count)
-    torch.set_num_threads(each)
-    try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(each,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
+    def forward(self, rng: torch.Generator, worker: int) -> Tensor:
+        """The scalar loss of the share; its figures go to the loop."""
+        [loop] = self._loop
+        loss, figures = loop.step_fn(rng, worker)
+        loop.figures[worker] = figures
+        return loss

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 from hyperdp.errors import UsageError
 from hyperdp.pretrain.corpus import Corpus, open_corpus
 from hyperdp.pretrain.corpus_sample import open_sample
+from hyperdp.pretrain.image_corpus import INDEX, open_images
+from hyperdp.pretrain.image_tasks import ImageWorld
+from hyperdp.pretrain.text_corpus import TextCorpus, open_text_corpus, open_text_sample
+from hyperdp.pretrain.text_registers import open_wide_corpus
+from hyperdp.pretrain.world import GlyphWorld, World
 
 RECIPES = Path(__file__).parent / "recipes"
-T = TypeVar("T")
 
 
 def read_recipe(name_or_path: str, kind: str) -> dict[str, Any]:
@@ -53,36 +56,6 @@ def read_recipe(name_or_path: str, kind: str) -> dict[str, Any]:
     return recipe
 
 
-def build(cls: type[T], values: dict[str, Any]) -> T:
-    """Builds a frozen dataclass, nested ones too, from plain types.
-
-    Raises:
-        UsageError: a key that the dataclass does not have, or one that it misses.
-    """
-    hints = get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise UsageError(
-            expected=f"keys of {cls.__name__}: {', '.join(sorted(known))}",
-            found=", ".join(unknown),
-            todo="Remove or rename them.",
-        )
-    built = {}
-    for key, value in values.items():
-        hint = hints[key]
-        built[key] = (
-            build(hint, value)
-            if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict)
-            else value
-        )
-    try:
-        return cls(**built)
-    except TypeError as error:
-        raise UsageError(
-            expected=f"every required key of {cls.__name__}", found=str(error), todo="Add it."
-        ) from error
-
-
 def open_recipe_corpus(values: dict[str, Any]) -> Corpus:
     """The corpus that a recipe names; takes the key `corpus` out of `values`.
 
@@ -95,5 +68,43 @@ def open_recipe_corpus(values: dict[str, Any]) -> Corpus:
     if name == "glyphs":
         return open_corpus()
     raise UsageError(
-        expected='corpus = "glyphs" or "sample"', found=repr(name), todo="Correct the recipe."
+        expected='corpus = "glyphs", "sample" or a folder that `hyperdp pretrain images` wrote',
+        found=repr(name),
+        todo="Correct the recipe.",
+    )
+
+
+def open_recipe_world(values: dict[str, Any]) -> World:
+    """The public data that a recipe names; takes the key `corpus` out of `values`.
+
+    `corpus` is as for `open_recipe_corpus`, or the folder that `hyperdp pretrain images` wrote.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    name = str(values.get("corpus", "glyphs"))
+    if (Path(name) / INDEX).is_file():
+        del values["corpus"]
+        return ImageWorld(open_images(Path(name)))
+    return GlyphWorld(open_recipe_corpus(values))
+
+
+def open_recipe_texts(values: dict[str, Any]) -> TextCorpus:
+    """The public texts that a recipe names; takes the key `corpus` out of `values`.
+
+    `corpus = "text"` (the default) is gathered from the installed packages into the cache;
+    `corpus = "text-wide"` has registers beside it that are far from literature;
+    `corpus = "text-sample"` is the small one that ships for tests.
+    """
+    name = values.pop("corpus", "text")
+    if name == "text-sample":
+        return open_text_sample()
+    if name == "text":
+        return open_text_corpus()
+    if name == "text-wide":
+        return open_wide_corpus()
+    raise UsageError(
+        expected='corpus = "text", "text-wide" or "text-sample"',
+        found=repr(name),
+        todo="Correct the recipe.",
     )

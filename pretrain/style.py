@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from hyperdp.glyphs import CANVAS, IMAGE_BOX, IMAGE_SIZE
 
-_ELASTIC_GRID = 6
+_ELASTIC_GRID = 4  # smooth: whole strokes bend, as a hand bends them, and edges do not tremble
 _BLUR_TAPS = 15
 
 
@@ -104,7 +104,7 @@ def draw_style(count: int, rng: torch.Generator, *, plain: float = 0.35, pen: fl
         "shear_std": uniform(0.0, 0.3) * bent * free,
         "aspect_mean": normal(0.12) * bent,
         "aspect_std": uniform(0.0, 0.25) * bent * free,
-        "elastic": uniform(0.0, 2.0) * bent * free,
+        "elastic": uniform(0.0, 4.0) * bent * free,
         "hardness": torch.where(is_plain, 6.0, uniform(3.0, 10.0)),
         "gain": torch.where(is_plain, uniform(1.0, 2.2), uniform(1.0, 4.0)),
     }

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hyperdp.pretrain.base import RowSampler, records
 from hyperdp.pretrain.corpus import Corpus
+from hyperdp.pretrain.readable import readable
+from hyperdp.pretrain.rows import RowSampler, records
 from hyperdp.pretrain.style import Style, draw, draw_style
 
 DRAWN_AT_ONCE = 1000
@@ -31,6 +32,8 @@ class TaskMix:
         chars, script, family, attribute, cluster, everything: weights of the kinds.
         mixture: probability that a task is a mixture of two.
         plain, pen: see `draw_style`.
+        readable: probability that a task of digits or of Latin letters has only glyphs that look
+            like them, see `hyperdp.pretrain.readable`.
     """
 
     chars: float = 0.42
@@ -40,8 +43,9 @@ class TaskMix:
     cluster: float = 0.10
     everything: float = 0.04
     mixture: float = 0.12
-    plain: float = 0.35
-    pen: float = 0.40
+    plain: float = 0.30
+    pen: float = 0.45
+    readable: float = 0.75
 
 
 class TaskSampler:
@@ -71,6 +75,7 @@ class TaskSampler:
             for letters in ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
         ]
         self.latin = latin
+        self.readable = self._readable()
         place = np.full(len(char_names), -1, dtype=np.int64)
         place[list(self.chars)] = np.arange(len(self.chars))
         rare = len(self.chars) + corpus.script.astype(np.int64)
@@ -100,6 +105,17 @@ class TaskSampler:
         parts = np.split(order, starts[1:])
         least = self.min_pool if least is None else least
         return {int(v): p for v, p in zip(values, parts, strict=True) if len(p) >= least}
+
+    def _readable(self) -> dict[int, Rows]:
+        """The readable glyphs of each digit and Latin letter that has enough of them."""
+        found = {}
+        for group in (self.digits, *self.cases):
+            rows = np.concatenate([self.chars[c] for c in group] or [self.rows[:0]])
+            kept = rows[readable(self.corpus, rows)]
+            for char in group:
+                if len(part := kept[self.corpus.char[kept] == char]) >= self.min_pool:
+                    found[char] = part
+        return found
 
     def _kmeans(self, clusters: int = 96, sample: int = 12_000) -> list[Rows]:
         """Clusters of glyphs by their shape: k-means over the ink at 12×12."""
@@ -155,7 +171,8 @@ class TaskSampler:
                     source, min(len(source), int(rng.integers(2, 9))), replace=False
                 )
             ]
-        pool = np.concatenate([self.chars[c] for c in group])
+        only = self.readable if rng.random() < self.mix.readable else {}
+        pool = np.concatenate([only.get(c, self.chars[c]) for c in group])
         if rng.random() < 0.4:  # a few families rather than all of them
             family = self.corpus.family[pool]
             keep = rng.choice(
@@ -248,42 +265,3 @@ def draw_public(
         if progress is not None:
             progress(done, count)
     return torch.cat(parts)
-
-
-class TaskPool:
-    """A pool of drawn tasks, a few replaced at every step: drawing is dear, a second look is cheap.
-
-    Args:
-        sampler: draws the tasks.
-        size: tasks kept.
-        records: records of a task.
-        fresh: tasks replaced a step.
-    """
-
-    def __init__(self, sampler: TaskSampler, *, size: int, records: int, fresh: int) -> None:
-        self.sampler, self.size, self.records, self.fresh = sampler, size, records, fresh
-        self.images: Tensor | None = None
-        self.content: Tensor | None = None
-        self.next = 0
-
-    def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tasks from the pool, records in random order.
-
-        Returns:
-            float32 [count, records, C, H, W] and their content, int64 [count, records].
-        """
-        if self.images is None or self.content is None:
-            parts = [
-                self.sampler.draw_labelled(min(8, self.size - i), self.records, rng)
-                for i in range(0, self.size, 8)
-            ]
-            self.images = torch.cat([images for images, _ in parts])
-            self.content = torch.cat([content for _, content in parts])
-        for images, content in zip(
-            *self.sampler.draw_labelled(self.fresh, self.records, rng), strict=True
-        ):
-            self.images[self.next], self.content[self.next] = images, content
-            self.next = (self.next + 1) % self.size
-        chosen = torch.randperm(self.size, generator=rng)[:count, None]
-        order = torch.stack([torch.randperm(self.records, generator=rng) for _ in range(count)])
-        return self.images[chosen, order], self.content[chosen, order]

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from hyperdp.encoder import Encoder, clip
-from hyperdp.family import UNetFlow
+from hyperdp.family import Family
 from hyperdp.hypernetwork import Hypernetwork
 from hyperdp.lora import adapters
-from hyperdp.pretrain.base import RowSampler, records
-from hyperdp.pretrain.corpus import Corpus
-from hyperdp.pretrain.tasks import TaskMix, TaskSampler
+from hyperdp.pretrain.fitting import fit
+from hyperdp.pretrain.world import World
 
 
 class Validation:
     """The validation line: loss on held-out tasks under ρ(z) and under the two controls.
 
     Args:
-        corpus: the public corpus; its validation split gives the tasks.
+        world: public data; its held-out split gives the tasks.
         base: the frozen base model.
         encoder: φ.
         hyper: ρ.
@@ -35,12 +34,12 @@ class Validation:
 
     def __init__(
         self,
-        corpus: Corpus,
-        base: UNetFlow,
+        world: World,
+        base: Family,
         encoder: Encoder,
         hyper: Hypernetwork,
         *,
-        mix: TaskMix,
+        mix: Mapping[str, float],
         support: int,
         clip_norm: float,
         lowest_noise: float,
@@ -52,39 +51,46 @@ class Validation:
         self.support, self.clip_norm, self.lowest_noise = support, clip_norm, lowest_noise
         self.queries, self.noise_std = queries, noise_std
         rng = torch.Generator().manual_seed(7)
-        sampler = TaskSampler(corpus, 1, dataclasses.replace(mix, everything=0.0))
-        self.images = sampler.draw(tasks, support + queries, rng)
-        self.marginal = records(corpus, RowSampler(corpus, 0).draw(2048, rng), rng)
+        self.images = world.tasks(1, {**mix, "everything": 0.0}).draw(tasks, support + queries, rng)
+        self.marginal = world.records(2048, 0, rng)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are now."""
+        return next(self.encoder.parameters()).device
 
     @torch.no_grad()
     def public_mean(self) -> Tensor:
         """Mean clipped embedding of the training corpus, float32 [k]."""
         parts = [
-            clip(self.encoder(part).float(), self.clip_norm)
-            for part in torch.split(self.marginal, 256)
+            clip(self._embed(part), self.clip_norm) for part in torch.split(self.marginal, 256)
         ]
         return torch.cat(parts).mean(0)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """Embeddings before clipping of small grey records, float32 [B, k], on the CPU."""
+        found: Tensor = self.encoder(fit(images, self.base.image_shape).to(self.device))
+        return found.float().cpu()
 
     @torch.no_grad()
     def task_means(self) -> Tensor:
         """Mean clipped embedding of each validation task, float32 [T, k]."""
         support = self.images[:, : self.support]
-        return torch.stack(
-            [clip(self.encoder(task).float(), self.clip_norm).mean(0) for task in support]
-        )
+        return torch.stack([clip(self._embed(task), self.clip_norm).mean(0) for task in support])
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         """Figures `val_base`, `val_public_mean`, `val_other_task`, `val_hyper`."""
         tasks = len(self.images)
         queries = self.images[:, self.support :].flatten(0, 1)
+        device = self.device
         means = self.task_means()
         rng = torch.Generator().manual_seed(8)
         noisy = means + self.noise_std * torch.randn(means.shape, generator=rng)
         level = torch.full((tasks,), self.noise_std)
         public = self.public_mean().expand(tasks, -1)
         s = torch.sigmoid(torch.randn(len(queries), generator=rng))
-        noise = torch.randn(queries.shape, generator=rng)
+        noise = torch.randn((len(queries), *self.base.noise_shape), generator=rng)
 
         def loss(mean: Tensor | None, noise_level: Tensor) -> float:
             values = []
@@ -93,10 +99,15 @@ class Validation:
                 weights = (
                     {}
                     if mean is None
-                    else self.hyper(mean[start : start + 8], noise_level[start : start + 8])
+                    else self.hyper(
+                        mean[start : start + 8].to(device),
+                        noise_level[start : start + 8].to(device),
+                    )
                 )
                 with adapters(self.base.model, weights):
-                    values.append(self.base.loss_at(queries[part], s[part], noise[part]).mean())
+                    images = fit(queries[part], self.base.image_shape).to(device)
+                    losses = self.base.loss_at(images, s[part].to(device), noise[part].to(device))
+                    values.append(losses.mean())
             return float(torch.stack(values).mean())
 
         return {

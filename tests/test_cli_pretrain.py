@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -14,6 +16,8 @@ from hyperdp.eval.world import load_set
 from hyperdp.library import Library
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.corpus_sample import open_sample
+from hyperdp.pretrain.text_corpus import open_text_sample
+from hyperdp.text_bundle import load_text_bundle
 from tests.worlds import tiny_bundle
 
 
@@ -48,7 +52,20 @@ def test_public_records_are_of_both_kinds_and_can_be_read_as_data(
     images, pool = read_reference(str(out), (1, 28, 28))
     assert pool is None and images.shape == (1200, 1, 28, 28)
     assert images.min() == -1 and (images.flatten(1).amax(1) > 0).float().mean() > 0.95
-    assert len(images.unique(dim=0)) > 1100
+    assert len(images.unique(dim=0)) > 1000  # the sample has few readable digits and letters
+
+
+def test_public_documents_are_those_of_training_and_none_comes_twice(tmp_path: Path):
+    out = tmp_path / "public.jsonl"
+    words = ["public", "--texts", "text-sample", "-n", "150", "-o", str(out)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    texts = [json.loads(line)["text"] for line in out.read_text(encoding="utf-8").splitlines()]
+    corpus = open_text_sample()
+    of_training = {corpus.documents[i] for i in np.nonzero(corpus.split == 0)[0]}
+    assert len(texts) == len(set(texts)) == 150 and set(texts) <= of_training
+    result = CliRunner().invoke(app, ["public", "--texts", "poems", "-o", str(out)])
+    assert "text-sample" in str(result.exception)
 
 
 def test_a_library_is_made_and_gone_on_with(tmp_path: Path):
@@ -64,3 +81,14 @@ def test_a_library_is_made_and_gone_on_with(tmp_path: Path):
     assert all(b.shape[2] == 2 for _, b in library.task(1)[1].values())
     other = CliRunner().invoke(app, [*words, "--steps", "2"])
     assert "other settings" in str(other.exception)
+
+
+def test_both_stages_of_text_are_trained_by_the_command_line(tmp_path: Path):
+    base, run = str(tmp_path / "base"), str(tmp_path / "run")
+    for words in (
+        ["base", "text-toy-base", "-o", base, "--steps", "2"],
+        ["hyper", "text-toy", "-o", run, "--steps", "2", "--base", base],
+    ):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+    assert load_text_bundle(tmp_path / "run" / "bundle").name == "text-toy"

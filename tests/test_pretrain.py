@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from skimage.morphology import skeletonize
 from torch import nn
 
 from hyperdp.bundle import load_bundle
@@ -15,14 +17,21 @@ from hyperdp.errors import DataError, UsageError
 from hyperdp.family import UNetFlow
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain import faces
-from hyperdp.pretrain.base import BaseConfig, RowSampler, records, train_base
+from hyperdp.pretrain.base import BaseConfig, train_base
+from hyperdp.pretrain.checkpoint import load_average
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.faces import PRIVATE_SCRIPTS, RESERVED_SCRIPTS
-from hyperdp.pretrain.hyper import HyperConfig, _twin, train_hyper
-from hyperdp.pretrain.loop import Loop, LoopConfig, load_average
-from hyperdp.pretrain.recipe import build, open_recipe_corpus, read_recipe
+from hyperdp.pretrain.hyper import HyperConfig, train_hyper
+from hyperdp.pretrain.hyper_step import twin
+from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.readable import readable
+from hyperdp.pretrain.recipe import open_recipe_corpus, read_recipe
+from hyperdp.pretrain.rows import RowSampler, records
 from hyperdp.pretrain.style import Style, draw, draw_style, plain_style
-from hyperdp.pretrain.tasks import TaskMix, TaskPool, TaskSampler
+from hyperdp.pretrain.task_pool import TaskPool
+from hyperdp.pretrain.tasks import TaskMix, TaskSampler
+from hyperdp.pretrain.values import build
+from hyperdp.pretrain.world import GlyphWorld
 from tests.worlds import tiny_family
 
 
@@ -111,6 +120,44 @@ def test_a_seed_draws_the_same_records(corpus):
     assert torch.equal(once(1), once(1))
     assert not torch.equal(once(1), once(2))
     assert torch.isfinite(once(1)).all()
+
+
+def test_a_glyph_is_readable_when_other_families_draw_its_character_alike():
+    """Forty families draw a bar for "1" and a ring for "0"; another has them swapped."""
+    grid = np.stack(np.meshgrid(np.arange(48), np.arange(48)), -1) - 23.5
+    radius = np.hypot(grid[..., 0], grid[..., 1])
+    bar = (np.abs(grid[..., 0]) < 3) & (np.abs(grid[..., 1]) < 18)
+    ring = np.abs(radius - 15) < 3
+    drawn = [(bar, ring)] * 40 + [(ring, bar)]
+    ink = np.stack([part for pair in drawn for part in pair]).astype(np.uint8) * 255
+    skeleton = np.stack([skeletonize(part > 0) for part in ink]).astype(np.uint8) * 255
+    count = len(ink)
+    zero, no = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=bool)
+    corpus = corpus_module.Corpus(
+        ink=ink, skeleton=skeleton, script=zero, face=zero, weight=zero.astype(np.int16),
+        family=np.repeat(np.arange(41, dtype=np.int32), 2),
+        char=np.tile(np.array([1, 0], dtype=np.int32), 41),
+        slant=no, serif=no, condensed=no, split=zero.astype(np.int8), names={},
+    )  # fmt: skip
+    kept = readable(corpus, np.arange(count))
+    assert kept.tolist() == [True] * 80 + [False] * 2
+    one_family = dataclasses.replace(corpus, family=zero)
+    assert not readable(one_family, np.arange(count)).any()  # nobody else to ask
+    assert readable(corpus, np.arange(0)).shape == (0,)
+
+
+def test_tasks_of_digits_take_readable_glyphs_as_often_as_the_mix_says(corpus):
+    always, never = (
+        TaskSampler(corpus, 0, TaskMix(readable=share), min_pool=4) for share in (1.0, 0.0)
+    )
+    digits = set(always.digits) & set(always.readable)
+    assert digits
+    some = next(c for c in sorted(digits) if len(always.readable[c]) < len(always.chars[c]))
+    for sampler, rows in ((always, always.readable[some]), (never, never.chars[some])):
+        sampler.digits, sampler.cases = [some], [[some], [some]]
+        sampler.chars = {some: sampler.chars[some]}
+        drawn = [sampler._char_group(np.random.default_rng(seed)) for seed in range(40)]
+        assert set(np.concatenate(drawn)) == set(rows)
 
 
 def test_splits_share_no_script_outside_latin(corpus):
@@ -267,7 +314,7 @@ def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
     base_config = dataclasses.replace(
         base_config, loop=dataclasses.replace(base_config.loop, steps=50)
     )
-    family = train_base(base_config, tmp_path / "base", corpus)
+    family = train_base(base_config, tmp_path / "base", GlyphWorld(corpus))
     rng = torch.Generator().manual_seed(3)
     images = records(corpus, RowSampler(corpus, 1).draw(64, rng), rng)
     with torch.no_grad():
@@ -278,14 +325,16 @@ def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
         start=str(tmp_path / "base"),
         loop=dataclasses.replace(base_config.loop, steps=1, lr=0.0),
     )
-    assert _same_weights(train_base(again, tmp_path / "again", corpus), family, atol=0.0)
+    assert _same_weights(
+        train_base(again, tmp_path / "again", GlyphWorld(corpus)), family, atol=0.0
+    )
 
     values = read_recipe("glyphs-tiny", "hyper")
     open_recipe_corpus(values)
     config = build(HyperConfig, {**values, "base": str(tmp_path / "base")})
     short = dataclasses.replace(config.loop, steps=12, validate_every=6, checkpoint_every=6)
     bundle = train_hyper(
-        dataclasses.replace(config, loop=short, pool=10), tmp_path / "hyper", corpus
+        dataclasses.replace(config, loop=short, pool=10), tmp_path / "hyper", GlyphWorld(corpus)
     )
     assert load_bundle(tmp_path / "hyper" / "bundle").hash == bundle.hash
     log = (tmp_path / "hyper" / "log.jsonl").read_text()
@@ -300,17 +349,20 @@ def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
         base_weight=0.5,
         foretell_steps=2,
     )
-    learned = train_hyper(joint, tmp_path / "joint", corpus)
+    learned = train_hyper(joint, tmp_path / "joint", GlyphWorld(corpus))
     assert not _same_weights(learned.base, family, atol=2e-3)
-    resumed = train_hyper(joint, tmp_path / "joint", corpus)
+    resumed = train_hyper(joint, tmp_path / "joint", GlyphWorld(corpus))
     assert resumed.hash == learned.hash
     further = dataclasses.replace(
         joint, start=str(tmp_path / "joint"), foretell_steps=0,
         loop=dataclasses.replace(short, steps=1, lr=0.0),
     )  # fmt: skip
-    same = train_hyper(further, tmp_path / "further", corpus)
+    same = train_hyper(further, tmp_path / "further", GlyphWorld(corpus))
     for p, q in zip(same.hypernetwork.parameters(), learned.hypernetwork.parameters(), strict=True):
         assert torch.equal(p, q)
+    told, began = (json.loads((b.path / "training.json").read_bytes()) for b in (same, learned))
+    assert told["start"] == began
+    assert "start" not in began
     files = {str(p.relative_to(bundle.path)) for p in bundle.path.rglob("*") if p.is_file()}
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
 
@@ -322,11 +374,11 @@ def _same_weights(one: UNetFlow, two: UNetFlow, atol: float) -> bool:
 
 def test_twins_share_weights_and_no_hooks():
     family = tiny_family()
-    twin = _twin(family)
+    other = twin(family)
     assert all(
-        p is q for p, q in zip(family.model.parameters(), twin.model.parameters(), strict=True)
+        p is q for p, q in zip(family.model.parameters(), other.model.parameters(), strict=True)
     )
     site = family.sites()[0]
     family.model.get_submodule(site).register_forward_hook(lambda module, args, out: out * 0)
     x, s = torch.randn(2, 1, 28, 28), torch.full((2,), 500.0)
-    assert not torch.equal(family.model(x, s).sample, twin.model(x, s).sample)
+    assert not torch.equal(family.model(x, s).sample, other.model(x, s).sample)

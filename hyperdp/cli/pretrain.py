@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -13,20 +13,21 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hyperdp.cli._forecast import forecast_command
+from hyperdp.cli._hybrid import hybrid_command
+from hyperdp.cli._images import fashion_command, images_command
 from hyperdp.cli._library import library_command
 
 app = typer.Typer(no_args_is_help=True, help="Train a base model or a hypernetwork on public data.")
 app.command("forecast")(forecast_command)
+app.command("hybrid")(hybrid_command)
 app.command("library")(library_command)
+app.command("images")(images_command)
+app.command("fashion")(fashion_command)
 
 Recipe = Annotated[str, typer.Argument(help="A recipe: a TOML file, or the name of a shipped one.")]
 Steps = Annotated[
     int | None, typer.Option(help="Train so many steps in all instead of the recipe's.")
 ]
-
-
-def _output(recipe: str, out: Path | None) -> Path:
-    return out if out is not None else Path("runs") / Path(recipe).stem
 
 
 @app.command("corpus")
@@ -92,13 +93,12 @@ def held_out_command(
     import torch
 
     from hyperdp.images import to_uint8
-    from hyperdp.pretrain.base import RowSampler
-    from hyperdp.pretrain.base import records as draw_records
     from hyperdp.pretrain.corpus import open_corpus
+    from hyperdp.pretrain.world import GlyphWorld
 
-    corpus, rng = open_corpus(), torch.Generator().manual_seed(seed)
-    rows = RowSampler(corpus, 1).draw(2 * records, rng)
-    pixels = to_uint8(draw_records(corpus, rows, rng)).transpose(0, 3, 1, 2)
+    rng = torch.Generator().manual_seed(seed)
+    images = GlyphWorld(open_corpus()).records(2 * records, 1, rng)
+    pixels = to_uint8(images).transpose(0, 3, 1, 2)
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out, pool=pixels[:records], reference=pixels[records:])
     typer.echo(str(out))
@@ -106,14 +106,38 @@ def held_out_command(
 
 @app.command("public")
 def public_command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .npz to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The .npz to write; .jsonl with --texts.")
+    ],
     records: Annotated[int, typer.Option("--records", "-n", min=100, help="Records.")] = 24000,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            help="Documents instead: text or text-wide (both of `make texts`), or text-sample.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Draw public records, half of them over all glyphs and half by tasks, for `emit --public`.
 
+    With --texts: documents, half of them over all and half by topics.
+
     Example: hyperdp pretrain public -o runs/public.npz
+
+    Example: hyperdp pretrain public --texts text-wide -o runs/public.jsonl
     """
+    if texts is not None:
+        from hyperdp.pretrain.recipe import open_recipe_texts
+        from hyperdp.pretrain.text_tasks import draw_public_texts
+
+        corpus = open_recipe_texts({"corpus": texts})
+        drawn = draw_public_texts(corpus, records, seed=seed)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in drawn]
+        out.write_text("".join(lines), encoding="utf-8")
+        typer.echo(str(out))
+        return
     import numpy as np
     import torch
 
@@ -178,17 +202,9 @@ def base_command(
 
     Example: hyperdp pretrain base glyphs-base -o runs/base
     """
-    from hyperdp.pretrain.base import BaseConfig, train_base
-    from hyperdp.pretrain.recipe import build, open_recipe_corpus, read_recipe
+    from hyperdp.pretrain.command import run_base
 
-    values = read_recipe(recipe, "base")
-    corpus = open_recipe_corpus(values)
-    config = build(BaseConfig, values)
-    if steps is not None:
-        config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=steps))
-    folder = _output(recipe, out)
-    train_base(config, folder, corpus)
-    typer.echo(f"base model in {folder}")
+    typer.echo(f"base model in {run_base(recipe, out, steps)}")
 
 
 @app.command("hyper")
@@ -198,7 +214,8 @@ def hyper_command(
         Path | None, typer.Option("--out", "-o", help="Folder; runs/RECIPE by default.")
     ] = None,
     base: Annotated[
-        Path | None, typer.Option(help="Folder of the base model instead of the recipe's.")
+        Path | None,
+        typer.Option(help="The base model instead of the recipe's: any local diffusers folder."),
     ] = None,
     steps: Steps = None,
 ) -> None:
@@ -206,14 +223,8 @@ def hyper_command(
 
     Example: hyperdp pretrain hyper glyphs --base runs/base -o runs/glyphs
     """
-    from hyperdp.pretrain.hyper import HyperConfig, train_hyper
-    from hyperdp.pretrain.recipe import build, open_recipe_corpus, read_recipe
+    from hyperdp.pretrain.command import run_hyper
 
-    values = read_recipe(recipe, "hyper")
-    corpus = open_recipe_corpus(values)
-    config = build(HyperConfig, values if base is None else {**values, "base": str(base)})
-    if steps is not None:
-        config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=steps))
-    folder = _output(recipe, out)
-    bundle = train_hyper(config, folder, corpus, command=shlex.join(["hyperdp", *sys.argv[1:]]))
+    typed = shlex.join(["hyperdp", *sys.argv[1:]])
+    bundle = run_hyper(recipe, out, steps, base=base, command=typed)
     typer.echo(f"bundle {bundle.name} ({bundle.hash[:12]}) in {bundle.path}")

@@ -1,0 +1,87 @@
+"""Trains what a recipe says: the one way in for the command line and for launched processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hyperdp.bundle import Bundle
+from hyperdp.pretrain.base import BaseConfig, train_base
+from hyperdp.pretrain.hyper import HyperConfig, train_hyper
+from hyperdp.pretrain.recipe import open_recipe_texts, open_recipe_world, read_recipe
+from hyperdp.pretrain.text_base import TextBaseConfig, train_text_base
+from hyperdp.pretrain.text_hyper import TextHyperConfig, train_text_hyper
+from hyperdp.pretrain.values import build
+from hyperdp.pretrain.world import World
+from hyperdp.processes import processes
+from hyperdp.text_bundle import TextBundle
+
+TEXT_FAMILY = "causal-lm"
+
+
+def output_folder(recipe: str, out: Path | None) -> Path:
+    """Where a run goes: `out`, or `runs/RECIPE`."""
+    return out if out is not None else Path("runs") / Path(recipe).stem
+
+
+def run_base(recipe: str, out: Path | None, steps: int | None) -> Path:
+    """Trains a base model, or goes on with it.
+
+    Args:
+        recipe: a TOML file, or a shipped recipe's name.
+        out: folder of the run; `runs/RECIPE` when None.
+        steps: instead of the recipe's.
+
+    Returns:
+        The folder, with the base in it.
+
+    Raises:
+        UsageError: the recipe is none, or not one of a base.
+    """
+    values = _with_steps(read_recipe(recipe, "base"), steps)
+    folder = output_folder(recipe, out)
+    if values.get("family") == TEXT_FAMILY:
+        texts = open_recipe_texts(values)  # takes the corpus out of the values
+        train_text_base(build(TextBaseConfig, values), folder, texts)
+    else:
+        world = _open(values)
+        train_base(build(BaseConfig, values), folder, world)
+    return folder
+
+
+def run_hyper(
+    recipe: str, out: Path | None, steps: int | None, *, base: Path | None, command: str
+) -> Bundle | TextBundle:
+    """Trains encoder and hypernetwork, or goes on with them.
+
+    Args:
+        recipe: a TOML file, or a shipped recipe's name.
+        out: folder of the run; `runs/RECIPE` when None.
+        steps: instead of the recipe's.
+        base: any local diffusers folder of a family that hyperdp has; the recipe's when None.
+        command: what was typed, for the record.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        UsageError: the recipe is none, or not one of a hypernetwork; the base is no known one.
+    """
+    values = _with_steps(read_recipe(recipe, "hyper"), steps)
+    values = values if base is None else {**values, "base": str(base)}
+    folder = output_folder(recipe, out)
+    if values.get("family") == TEXT_FAMILY:
+        texts = open_recipe_texts(values)
+        return train_text_hyper(build(TextHyperConfig, values), folder, texts, command=command)
+    world = _open(values)
+    return train_hyper(build(HyperConfig, values), folder, world, command=command)
+
+
+def _with_steps(values: dict[str, Any], steps: int | None) -> dict[str, Any]:
+    """A recipe with another number of steps."""
+    return values if steps is None else {**values, "loop": {**values["loop"], "steps": steps}}
+
+
+def _open(values: dict[str, object]) -> World:
+    with processes().main_process_first():  # which may have to render it
+        return open_recipe_world(values)

@@ -1,0 +1,110 @@
+"""What ρ will meet: tasks drawn, their support embedded, noise of a random level added."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hyperdp.encoder import Encoder, clip
+from hyperdp.hypernetwork import Hypernetwork
+from hyperdp.pretrain.fitting import fit
+from hyperdp.pretrain.foretell import Foretell
+from hyperdp.pretrain.task_pool import TaskPool
+from hyperdp.pretrain.world import Tasks
+
+if TYPE_CHECKING:
+    from hyperdp.pretrain.hyper import HyperConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioned:
+    """Some tasks of one step.
+
+    Attributes:
+        mean: float32 [G, k], noisy. noise_std: float32 [G].
+        unseen: float32 [G, N, c, h, w], records that are not in the mean, as the corpus has them.
+        others: float32 [G, M, c, h, w], further records of the same tasks.
+        foretold: the foretelling loss, a scalar; figures: its parts.
+    """
+
+    mean: Tensor
+    noise_std: Tensor
+    unseen: Tensor
+    others: Tensor
+    foretold: Tensor
+    figures: dict[str, float]
+
+
+class Conditioning:
+    """Draws tasks, embeds their support and adds noise of a random level: z as ρ will meet it."""
+
+    def __init__(
+        self,
+        config: HyperConfig,
+        sampler: Tasks,
+        encoder: Encoder,
+        hyper: Hypernetwork,
+        foretell: Foretell,
+    ) -> None:
+        self.config, self.encoder, self.hyper, self.foretell = config, encoder, hyper, foretell
+        workers = config.loop.workers
+        self.pools = [
+            TaskPool(
+                sampler,
+                size=config.pool // workers,
+                fresh=max(1, config.fresh // workers),
+                records=config.support + max(config.queries, 32),
+            )
+            for _ in range(workers)
+        ]
+
+    def draw(self, tasks: int, rng: torch.Generator, worker: int) -> Conditioned:
+        """Conditions `tasks` tasks out of the worker's own pool."""
+        c = self.config
+        device = next(self.hyper.parameters()).device
+        images, content = (part.to(device) for part in self.pools[worker].draw(tasks, rng))
+        support, unseen = images[:, : c.support], images[:, c.support :]
+        low, high = math.log(c.noise_low), math.log(c.noise_high)
+        noise_std = torch.exp(torch.rand(tasks, generator=rng) * (high - low) + low)  # [G]
+        noise_std = noise_std.to(device)
+        mean, embeddings = self._embed(support)
+        mean = mean + noise_std[:, None] * torch.randn(mean.shape, generator=rng).to(device)
+        code = self.hyper.code(mean, noise_std)
+        cells, of_content = self.foretell.set_loss(code, unseen, content[:, c.support :])
+        shown = content[:, : min(c.support, c.support_grad)].flatten()
+        record = self.foretell.record_loss(embeddings, shown)
+        losses = {"cells": cells, "content": of_content, "record": record}
+        return Conditioned(
+            mean=mean,
+            noise_std=noise_std,
+            unseen=unseen,
+            others=torch.cat([support, unseen[:, c.queries :]], 1),
+            foretold=cells + of_content + record,
+            figures={name: float(loss.detach()) for name, loss in losses.items()},
+        )
+
+    def state(self) -> Tensor:
+        """What the pools hold, int64 [workers, n]; zeros for those of other processes."""
+        return torch.stack([pool.state() for pool in self.pools])
+
+    def restore(self, state: Tensor) -> None:
+        """Takes the pools back to a state."""
+        for pool, own in zip(self.pools, state, strict=True):
+            pool.restore(own)
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[G, K, C, H, W] → mean clipped embedding [G, k]; embeddings that carry gradients."""
+        c = self.config
+        groups, count = images.shape[:2]
+        grad = min(c.support_grad, count)
+        shape = self.encoder.config.image_shape
+        first = clip(self.encoder(fit(images[:, :grad].flatten(0, 1), shape)).float(), c.clip_norm)
+        with torch.no_grad():
+            after = fit(images[:, grad:].flatten(0, 1), shape)
+            rest = clip(self.encoder(after).float(), c.clip_norm)
+        both = torch.cat([first.view(groups, grad, -1), rest.view(groups, count - grad, -1)], 1)
+        return both.mean(1), first

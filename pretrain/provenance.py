@@ -1,0 +1,33 @@
+"""Where a bundle's training ran: what `training.json` says of it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+from hyperdp.processes import processes
+
+
+def commit() -> str:
+    """The commit of the working folder, or `unknown`."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    found = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603
+    return found.stdout.strip() or "unknown"
+
+
+def hardware() -> str:
+    """Processor, threads, GPU and number of processes."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    count = processes().num_processes
+    launched = "" if count == 1 else f", {count} processes"
+    processor = (models or [platform.processor()])[0]
+    return f"{processor}, {torch.get_num_threads()} threads, {gpu}{launched}"
