@@ -236,6 +236,18 @@ class ClippedSum:
         weighted = np.maximum(shares, 0.0) * (self.spec.clip_norm / 4)
         self._counts += clip_to_lattice(weighted, self.spec.clip_norm / 4).sum(axis=0)
 
+    def to_vector(self) -> NDArray[np.int64]:
+        """The exact sums for another process of the operator: int64 [L·k + L], private."""
+        return np.concatenate([self._sums.ravel(), self._counts])
+
+    def add_vector(self, vector: NDArray[np.int64]) -> None:
+        """Add what others have added up of other units under the same query, by `to_vector`."""
+        sums, counts = np.split(np.asarray(vector), [self._sums.size])
+        if sums.dtype != np.int64 or counts.shape != self._counts.shape:
+            raise ValueError("expected int64 [L·k + L], as to_vector gives it")
+        self._sums += sums.reshape(self._sums.shape)
+        self._counts += counts
+
 
 def add_noise(
     total: ClippedSum, budget: PrivacyBudget

@@ -1,4 +1,4 @@
-"""The second computation of every claim of a release or a fit, from its own files alone."""
+"""The second computation of every claim of a certificate, from its own files alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import opendp.prelude as dp
 from hyperdp import accounting, keys
 from hyperdp.budget import PrivacyBudget
 from hyperdp.certificate import CERTIFICATE_FILE, Certificate, read_release
+from hyperdp.classifier_certificate import ClassifierCertificate, check_classifier
 from hyperdp.errors import HyperdpError, VerificationError
 from hyperdp.mechanism import discretisation_delta
 from hyperdp.statement import SIGNATURE_FIELDS, Claim, failed, format_of
@@ -21,8 +22,8 @@ from hyperdp.training_certificate import TrainingCertificate
 from hyperdp.training_verification import check_training
 from hyperdp.vote_certificate import VoteCertificate, check_votes
 
-Signed: TypeAlias = Certificate | TrainingCertificate | VoteCertificate
-"""The certificate of a release, of a fit, or of votes."""
+Signed: TypeAlias = Certificate | TrainingCertificate | VoteCertificate | ClassifierCertificate
+"""The certificate of a release, of a fit, of votes, or of a classifier."""
 
 _PLD_TOLERANCE = 1e-6  # up to ε = 16; beyond, the intervals and their error grow
 
@@ -30,10 +31,10 @@ _PLD_TOLERANCE = 1e-6  # up to ε = 16; beyond, the intervals and their error gr
 def verify(
     release_dir: str | Path, *, ledger: str | Path | None = None, public_key: str | None = None
 ) -> list[Claim]:
-    """Recompute every claim of a release or a fit, each by another way than the one that made it.
+    """Recompute every claim of a certificate, each by another way than the one that made it.
 
     Args:
-        release_dir: the folder of the release or of an evolution, or the PEFT directory of a fit.
+        release_dir: folder of a release, an evolution or a classifier; or a fit's PEFT directory.
         ledger: a ledger's SQLite file (on its operator's account), or its JSON export (anywhere).
         public_key: the signer's ed25519 key in hex, where the caller knows it.
 
@@ -60,13 +61,15 @@ def verify(
 
 
 def _claims(folder: Path) -> tuple[Signed, list[Claim]]:
-    """A release's claims, or those of a fit or of votes where the certificate is one's."""
+    """The claims of what the certificate says it is about; of a release where it does not say."""
     path = folder / CERTIFICATE_FILE
     statement = path.read_bytes() if path.is_file() else b""
     if format_of(statement) == TrainingCertificate.FORMAT:
         return check_training(folder, statement)
     if format_of(statement) == VoteCertificate.FORMAT:
         return check_votes(folder, statement)
+    if format_of(statement) == ClassifierCertificate.FORMAT:
+        return check_classifier(folder, statement)
     c, _, _ = read_release(folder)
     claims = [
         Claim(name="signature (ed25519)", claimed=c.public_key, recomputed="holds"),
@@ -145,6 +148,8 @@ def check_entry(c: Signed, ledger: Path) -> None:
     for name, value in wanted.items():
         if found.get(name) != value:
             raise failed(f"the ledger entry to have {name}={value}", str(found.get(name)))
+    if isinstance(c, TrainingCertificate) and c.start_certificate:
+        _check_start(c, entries)
     digest = hashlib.sha256(c.to_bytes()).hexdigest()
     commits = [
         e["body"] for e in entries
@@ -153,6 +158,20 @@ def check_entry(c: Signed, ledger: Path) -> None:
     # None at all is a crash just after the release was finished: it is paid for all the same.
     if any(body.get("certificate_sha256") != digest for body in commits):
         raise failed("the ledger to have committed this certificate", "another one")
+
+
+def _check_start(c: TrainingCertificate, entries: list[dict[str, Any]]) -> None:
+    """Hold what a fit says of the release that it started from to that release's own entry."""
+    seals = {
+        e["body"].get("reservation") for e in entries
+        if e["kind"] == "commit" and e["body"].get("certificate_sha256") == c.start_certificate
+    }  # fmt: skip
+    claimed = {"event": c.start_event, "delta_discretisation": c.start_delta_discretisation}
+    for entry in entries:
+        if entry["seal"] in seals and entry["dataset"] == c.dataset:
+            found = {name: entry["body"].get(name) for name in claimed}
+            if found != claimed:
+                raise failed(f"the start that the ledger knows, {found}", f"{claimed}")
 
 
 def ledger_entries(path: Path, *, public_key: str) -> list[dict[str, Any]]:

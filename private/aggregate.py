@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from hyperdp.budget import Unit
 from hyperdp.errors import BundleError, DataError, HyperdpError, UsageError
 from hyperdp.mechanism import STEPS_PER_UNIT, ClippedSum, MechanismSpec
-from hyperdp.private.embed import BATCH_SIZE, embed_batch, weights_hash
-from hyperdp.private.records import Record
+from hyperdp.private.embed import BATCH_SIZE, Batch, Embed, embedding_here, weights_hash
+from hyperdp.private.forms import Form
+from hyperdp.private.records import AnyRecord
 from hyperdp.private.release_bundle import ReleaseBundle
 
 _EMBEDDING_LIMIT = 2.0**14  # keeps the int64 sum of one user's 2^24 records exact
@@ -49,8 +50,24 @@ def check_classes(classes: Sequence[str] | None) -> list[str]:
     return names
 
 
+class Aggregator(Protocol):
+    """What adds records up: `aggregate`, or the same by several processes."""
+
+    def __call__(
+        self,
+        records: Iterable[AnyRecord],
+        *,
+        bundle: ReleaseBundle,
+        spec: MechanismSpec,
+        unit: Unit,
+        classes: list[str],
+        progress: bool = False,
+    ) -> ClippedSum:
+        """See `aggregate`."""
+
+
 def aggregate(
-    records: Iterable[Record],
+    records: Iterable[AnyRecord],
     *,
     bundle: ReleaseBundle,
     spec: MechanismSpec,
@@ -58,6 +75,7 @@ def aggregate(
     classes: list[str],
     batch_size: int = BATCH_SIZE,
     progress: bool = False,
+    embed: Embed | None = None,
 ) -> ClippedSum:
     """Embed every record and add up the clipped contributions of the units.
 
@@ -69,6 +87,7 @@ def aggregate(
         classes: public names of the classes, or [] for an unlabelled release.
         batch_size: the one shape that the encoder sees; does not change the result.
         progress: show a bar, on a terminal only.
+        embed: what embeds, and holds the encoder; this process when None.
 
     Returns:
         The exact sum, un-noised and private.
@@ -79,11 +98,15 @@ def aggregate(
         BundleError: the encoder's weights or buffers changed on the way.
     """
     before = weights_hash(bundle.encoder)
-    total, failure = None, _unreadable()
+    total, failure = None, unreadable()
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # a library's warning may quote a record, or tell of it
-            total = _aggregate(records, bundle, spec, unit, classes, batch_size, progress)
+            here = embedding_here(bundle.encoder, batch_size=batch_size)
+            with nullcontext(embed) if embed else here as by, _bar(progress) as advance:
+                total = _aggregate(
+                    records, Form.of(bundle.config), spec, unit, classes, batch_size, by, advance
+                )
     except HyperdpError as error:
         failure = error
     except Exception:  # noqa: BLE001, S110  # even its type may depend on a record
@@ -101,7 +124,8 @@ def aggregate(
     return total
 
 
-def _unreadable() -> HyperdpError:
+def unreadable() -> HyperdpError:
+    """The error that stands for any other while records are read: its text tells of none."""
     return DataError(
         expected="records that can be read and embedded",
         found="an error whose text may hold private values and is not shown",
@@ -110,36 +134,71 @@ def _unreadable() -> HyperdpError:
 
 
 def _aggregate(
-    records: Iterable[Record],
-    bundle: ReleaseBundle,
+    records: Iterable[AnyRecord],
+    form: Form,
     spec: MechanismSpec,
     unit: Unit,
     classes: list[str],
     batch_size: int,
-    progress: bool,
+    embed: Embed,
+    advance: _Advance,
 ) -> ClippedSum:
-    total = ClippedSum(spec)
+    units = UnitSum(spec, unit)
     index = {name: i for i, name in enumerate(classes)}
-    users: dict[str, dict[int, _Mean]] = defaultdict(lambda: defaultdict(_Mean))
-    with _bar(progress) as advance:
+    waiting: deque[tuple[list[int], list[str | None]]] = deque()  # what embeddings are due for
+
+    def batches() -> Iterator[Batch]:
         source = iter(records)
         while batch := list(islice(source, batch_size)):
             labels = [_class_of(record, index) for record in batch]
-            images = np.stack([_image_of(record, bundle.config.image_shape) for record in batch])
-            embeddings = embed_batch(bundle.encoder, images, batch_size=batch_size)  # [b, k]
-            if unit == "record":
-                stacked = np.zeros((len(batch), spec.num_classes, spec.embedding_dim))  # [b, L, k]
-                shares = np.zeros((len(batch), spec.num_classes))  # [b, L]
-                rows = np.arange(len(batch))
-                stacked[rows, labels], shares[rows, labels] = embeddings, 1.0
-                total.add(stacked, shares)
-            else:
-                for record, label, embedding in zip(batch, labels, embeddings, strict=True):
-                    users[_user_of(record)][label].add(embedding)
-            advance(len(batch))
-    for of_class in users.values():
-        _add_user(total, of_class)
-    return total
+            users = [_user_of(record) if unit == "user" else None for record in batch]
+            waiting.append((labels, users))
+            yield np.stack([_values_of(record, form) for record in batch])
+
+    for embeddings in embed(batches()):  # [b, k]
+        labels, users = waiting.popleft()
+        units.add(embeddings, labels, users)
+        advance(len(labels))
+    if waiting:
+        raise RuntimeError("a batch was not embedded")
+    return units.total()
+
+
+class UnitSum:
+    """Embeddings added up by unit: at once where a record is one, when all are in for users.
+
+    Args:
+        spec: the query.
+        unit: "record" or "user".
+    """
+
+    def __init__(self, spec: MechanismSpec, unit: Unit) -> None:
+        self.unit = unit
+        self._total = ClippedSum(spec)
+        self._users: dict[str, dict[int, _Mean]] = defaultdict(lambda: defaultdict(_Mean))
+
+    def add(
+        self, embeddings: NDArray[np.float32], labels: Sequence[int], users: Sequence[str | None]
+    ) -> None:
+        """Add records: embeddings float32 [b, k], the class and (for users) the user of each."""
+        spec = self._total.spec
+        if self.unit == "record":
+            count = len(labels)
+            stacked = np.zeros((count, spec.num_classes, spec.embedding_dim))  # [b, L, k]
+            shares = np.zeros((count, spec.num_classes))  # [b, L]
+            rows = np.arange(count)
+            stacked[rows, labels], shares[rows, labels] = embeddings, 1.0
+            self._total.add(stacked, shares)
+            return
+        for embedding, label, user in zip(embeddings, labels, users, strict=True):
+            self._users[str(user)][label].add(embedding)
+
+    def total(self) -> ClippedSum:
+        """The exact sum of all units; nothing is added after it."""
+        for of_class in self._users.values():
+            _add_user(self._total, of_class)
+        self._users.clear()
+        return self._total
 
 
 class _Mean:
@@ -173,7 +232,7 @@ def _add_user(total: ClippedSum, of_class: dict[int, _Mean]) -> None:
     total.add(stacked, shares)
 
 
-def _class_of(record: Record, index: dict[str, int]) -> int:
+def _class_of(record: AnyRecord, index: dict[str, int]) -> int:
     if not index:
         return 0
     if record.label is None or record.label not in index:
@@ -186,17 +245,19 @@ def _class_of(record: Record, index: dict[str, int]) -> int:
     return index[record.label]
 
 
-def _image_of(record: Record, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    if record.image.shape != tuple(shape) or record.image.dtype != np.float32:
+def _values_of(record: AnyRecord, form: Form) -> NDArray[Any]:
+    values = form.values(record)
+    if values is None:
+        dtype = np.dtype(form.dtype).name
         raise DataError(
-            expected=f"every image to be converted to float32 {tuple(shape)} by the reader",
+            expected=f"every {form.noun} to be converted to {dtype} {form.shape} by the reader",
             found="another shape or type",
-            todo="Read the data with the bundle's image shape.",
+            todo=f"Read the data with the bundle's {form.noun} shape.",
         )
-    return record.image
+    return values
 
 
-def _user_of(record: Record) -> str:
+def _user_of(record: AnyRecord) -> str:
     # Anything else may be equal to others, or to nothing: NaN would make every record a user.
     if not isinstance(record.unit, str) or not record.unit.strip():
         raise DataError(

@@ -1,32 +1,47 @@
-"""From images to embeddings, one fixed-shape batch at a time.
+"""From records to embeddings, one fixed-shape batch at a time.
 
 An embedding is a function of its record alone: batches have one shape, short ones are filled up
-with zeros, the encoder is in eval mode, and `check_independence` tries it on public noise first.
+with zeros (documents with padding), the encoder is in eval mode, and `check_independence` tries it
+on public noise first. Nor does it depend on the number of threads: kernels divide their sums among
+operator threads and round accordingly, so each batch is embedded by one, and the threads that this
+process may use take different batches.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hyperdp.compute import one_thread
 from hyperdp.errors import BundleError
+from hyperdp.private.forms import Form
 from hyperdp.private.release_bundle import ReleaseBundle
+from hyperdp.text_encoder import PAD
 
 BATCH_SIZE = 64
+Batch = NDArray[Any]
+Embed = Callable[[Iterable[Batch]], Iterator[NDArray[np.float32]]]
+"""Batches of at most B images or documents → their embeddings, in the same order."""
 
 
 def embed_batch(
-    encoder: nn.Module, images: NDArray[np.float32], *, batch_size: int = BATCH_SIZE
+    encoder: nn.Module, records: NDArray[Any], *, batch_size: int = BATCH_SIZE
 ) -> NDArray[np.float32]:
-    """Embed up to `batch_size` images in a batch of exactly that size.
+    """Embed up to `batch_size` records in a batch of exactly that size.
 
     Args:
-        encoder: float32 [B, C, H, W] → float32 [B, k]; put into eval mode.
-        images: float32 [b, C, H, W], b <= batch_size; clipped to [-1, 1].
+        encoder: records [B, …] → float32 [B, k]; put into eval mode.
+        records: images float32 [b, C, H, W], clipped to [-1, 1], or documents int64 [b, L];
+            b <= batch_size.
         batch_size: B, the one shape that the encoder ever sees.
 
     Returns:
@@ -34,14 +49,54 @@ def embed_batch(
     """
     # Allocated by torch, which aligns it: where numpy's memory begins depends on what came before,
     # and a kernel that takes another path for it would round this record accordingly.
-    padded = torch.zeros((batch_size, *images.shape[1:]), dtype=torch.float32)
-    np.clip(images, -1, 1, out=padded.numpy()[: len(images)])  # a NaN stays one
+    shape = (batch_size, *records.shape[1:])
+    if records.dtype == np.int64:
+        padded = torch.full(shape, PAD, dtype=torch.int64)
+        padded.numpy()[: len(records)] = records
+    else:
+        padded = torch.zeros(shape, dtype=torch.float32)
+        np.clip(records, -1, 1, out=padded.numpy()[: len(records)])  # a NaN stays one
     encoder.eval()
-    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        embeddings = encoder(padded.to(device))  # [B, k]
-    result: NDArray[np.float32] = embeddings.float().cpu().numpy()[: len(images)]
+    with torch.no_grad(), one_thread():
+        embeddings = encoder(padded.to(device_of(encoder)))  # [B, k]
+    result: NDArray[np.float32] = embeddings.float().cpu().numpy()[: len(records)]
     return result
+
+
+@contextmanager
+def embedding_here(encoder: nn.Module, *, batch_size: int = BATCH_SIZE) -> Iterator[Embed]:
+    """A context in which this process embeds batch after batch, on all the threads it may use.
+
+    Args:
+        encoder: as for `embed_batch`.
+        batch_size: B, likewise.
+    """
+
+    def one(values: Batch) -> NDArray[np.float32]:
+        return embed_batch(encoder, values, batch_size=batch_size)
+
+    # Held at one from outside, or a thread that ends a batch would set another's number back.
+    with one_thread() as count:
+        if count == 1 or device_of(encoder).type != "cpu":
+            yield lambda batches: map(one, batches)
+            return
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+
+            def embed(batches: Iterable[Batch]) -> Iterator[NDArray[np.float32]]:
+                due: deque[Future[NDArray[np.float32]]] = deque()
+                for values in batches:
+                    due.append(pool.submit(one, values))
+                    if len(due) > count:  # one more than they work at, so that none waits
+                        yield due.popleft().result()
+                while due:
+                    yield due.popleft().result()
+
+            yield embed
+
+
+def device_of(encoder: nn.Module) -> torch.device:
+    """Where an encoder computes."""
+    return next((p.device for p in encoder.parameters()), torch.device("cpu"))
 
 
 def weights_hash(module: nn.Module | None) -> str:
@@ -65,20 +120,20 @@ def weights_hash(module: nn.Module | None) -> str:
 def check_independence(bundle: ReleaseBundle, *, batch_size: int = BATCH_SIZE) -> None:
     """Refuse an encoder in which one record changes another's embedding. Reads no private data.
 
-    Random public images are embedded in two orders, beside other companions, extreme ones among
+    Random public records are embedded in two orders, beside other companions, extreme ones among
     them, and once more at the end; every embedding must be the same to the bit.
 
     Raises:
         BundleError: one is not, or the shape is not the bundle's.
     """
-    shape, half = bundle.config.image_shape, batch_size // 2
-    noise = np.random.default_rng(0).uniform(-1, 1, (batch_size, *shape)).astype(np.float32)
+    form, half = Form.of(bundle.config), batch_size // 2
+    noise = form.probes(batch_size)
     first = embed_batch(bundle.encoder, noise, batch_size=batch_size)
     order = np.random.default_rng(1).permutation(batch_size)
     permuted = embed_batch(bundle.encoder, noise[order], batch_size=batch_size)
     alone = embed_batch(bundle.encoder, noise[:half], batch_size=batch_size)
     beside = []
-    for companion in (np.nan, np.inf, -1.0, 1.0, 0.0):
+    for companion in form.extremes():
         other = noise.copy()
         other[half:] = companion
         beside.append(embed_batch(bundle.encoder, other, batch_size=batch_size)[:half])
@@ -98,3 +153,21 @@ def check_independence(bundle: ReleaseBundle, *, batch_size: int = BATCH_SIZE) -
             found="embeddings that change with the other records of a batch",
             todo="Use an encoder without batch statistics; the sensitivity would not hold.",
         )
+
+
+def arithmetic(encoder: nn.Module, form: Form) -> bytes:
+    """How this process rounds: a digest of the embeddings of public noise, and of the weights.
+
+    Where records are divided among processes, all must round alike: else an embedding would depend
+    on which process a record met, and so on the other records.
+
+    Args:
+        encoder: public.
+        form: of a record.
+
+    Returns:
+        32 bytes.
+    """
+    digest = hashlib.sha256(weights_hash(encoder).encode())
+    digest.update(embed_batch(encoder, form.probes(BATCH_SIZE)).tobytes())
+    return digest.digest()

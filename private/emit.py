@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +15,16 @@ from torch import Tensor
 from hyperdp.bundle import Bundle
 from hyperdp.drift import Measured
 from hyperdp.errors import BundleError, UsageError
+from hyperdp.families import FAMILIES
 from hyperdp.guard import Finding, load_guard
 from hyperdp.lora import Weights, pick, save_peft
 from hyperdp.private.release import Release
+from hyperdp.text_bundle import TextBundle
+
+AnyBundle = TypeVar("AnyBundle", bound=Bundle | TextBundle)
 
 
-def adapter_weights(bundle: Bundle, mean: Tensor, noise_std: Tensor) -> Weights:
+def adapter_weights(bundle: Bundle | TextBundle, mean: Tensor, noise_std: Tensor) -> Weights:
     """ρ(z, noise level) for one or more classes.
 
     Args:
@@ -51,7 +56,7 @@ def measured_classes(release: Release) -> list[Measured]:
     ]
 
 
-def judge_release(release: Release | str | Path, bundle: Bundle) -> Finding | None:
+def judge_release(release: Release | str | Path, bundle: Bundle | TextBundle) -> Finding | None:
     """Whether a release lies further from all public tasks than its noise explains.
 
     Args:
@@ -78,10 +83,10 @@ def judge_release(release: Release | str | Path, bundle: Bundle) -> Finding | No
 
 def emit_adapter(
     release: Release | str | Path,
-    bundle: Bundle,
+    bundle: AnyBundle,
     out: str | Path,
     *,
-    read: Callable[[Bundle, Tensor, Tensor], Weights] | None = None,
+    read: Callable[[AnyBundle, Tensor, Tensor], Weights] | None = None,
 ) -> list[Path]:
     """Writes the adapter of a release as a PEFT directory, or one directory for each class.
 
@@ -118,8 +123,10 @@ def emit_adapter(
     weights = (read or adapter_weights)(bundle, loaded.mean(), loaded.mean_noise_std())
     classes = loaded.classes
     folders = [folder] if classes is None else [folder / class_folder(name) for name in classes]
+    family = FAMILIES.get(bundle.config.family)  # none of a language model, which has no pipeline
+    part = "" if family is None else family.lora_part
     for group, target in enumerate(folders):
-        save_peft(pick(weights, group), target, base_name=bundle.name)
+        save_peft(pick(weights, group), target, base_name=bundle.name, pipeline_part=part)
     if source is not None:
         shutil.copyfile(source / "certificate.json", folder / "certificate.json")
     return folders

@@ -31,6 +31,8 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.certificate import CERTIFICATE_FILE
 from hyperdp.errors import BundleError, UsageError
+from hyperdp.families import need_flow
+from hyperdp.family import UNetFlow
 from hyperdp.images import to_uint8
 from hyperdp.ledger import Ledger
 from hyperdp.mechanism import FRACTIONAL_BITS, STEPS_PER_UNIT, Calibration
@@ -146,6 +148,7 @@ def evolve(
     )
     calibration = spec.calibrate(budget)
     check_independence(bundle)
+    _flow_base(bundle)  # refused before anything is spent
     encoder_hash = weights_hash(bundle.encoder)
     with new_folder(Path(out)) as folder:
         reservation = ledger.reserve(
@@ -254,7 +257,7 @@ def _evolve(
     progress: Progress | None,
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """The loop: everything in it but `ask` sees generated images and noisy votes alone."""
-    family = bundle.base
+    family = _flow_base(bundle)
     rng = torch.Generator().manual_seed(config.seed)
     population = family.sample(
         config.candidates, seed=config.seed, steps=config.steps, batch_size=config.batch_size
@@ -282,6 +285,10 @@ def _evolve(
     return population, np.stack(votes)
 
 
+def _flow_base(bundle: Bundle) -> UNetFlow:
+    return need_flow(bundle.base, "Private Evolution")
+
+
 def _stand(bundle: Bundle, candidates: Tensor, config: EvolutionConfig) -> NDArray[np.float64]:
     """What stands for the candidates in the vote: their embeddings, or their variations' mean."""
     if not config.lookahead:
@@ -289,7 +296,7 @@ def _stand(bundle: Bundle, candidates: Tensor, config: EvolutionConfig) -> NDArr
     rng = torch.Generator().manual_seed(config.seed + 1)
     varied = [
         vary(
-            bundle.base, candidates, strength=config.last_strength, steps=config.steps,
+            _flow_base(bundle), candidates, strength=config.last_strength, steps=config.steps,
             batch_size=config.batch_size, rng=rng,
         )
         for _ in range(config.lookahead)

@@ -9,16 +9,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyperdp.errors import UsageError
-from hyperdp.family import Family, UNetFlow
+from hyperdp.family import Family
 from hyperdp.lora import LoraSite, Weights, adapters
 
 Progress = Callable[[int, int], None]
 POOL = 128  # records behind the posterior mean of the loss
+
+
+class Tunable(Protocol):
+    """A base model, of images or of documents, as far as adapters of it are trained."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Its network."""
+
+    def adapter_loss(self, images: Tensor, pool: Tensor, rng: torch.Generator) -> Tensor:
+        """Per-record loss that adapters are trained with, [G, b, …] and [G, K, …] → [G·b]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +75,7 @@ def fresh_adapter(
 
 
 def finetune_lora(
-    family: Family,
+    family: Tunable,
     sites: list[LoraSite],
     images: Tensor,
     config: FinetuneConfig,
@@ -77,7 +89,7 @@ def finetune_lora(
     Args:
         family: the base model; its own weights stay as they are.
         sites: where the adapter goes.
-        images: float32 [n, C, H, W] in [-1, 1].
+        images: float32 [n, C, H, W] in [-1, 1], or tokens int64 [n, L].
         config: see `FinetuneConfig`.
         seed: of start, batches, times and noise.
         start: an adapter to begin with; the standard start when None.
@@ -100,7 +112,7 @@ def finetune_lora(
 
 
 def train_adapters(
-    family: Family,
+    family: Tunable,
     start: Weights,
     draw: Callable[[int], Tensor],
     config: FinetuneConfig,
@@ -159,13 +171,13 @@ def train_adapters(
 
 
 def finetune_all(
-    family: UNetFlow,
+    family: Family,
     images: Tensor,
     config: FinetuneConfig,
     *,
     seed: int = 0,
     progress: Progress | None = None,
-) -> UNetFlow:
+) -> Family:
     """Trains every weight of a base model on the records, by the loss that adapters have.
 
     Args:

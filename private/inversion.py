@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from hyperdp import keys
 from hyperdp.bundle import Bundle
 from hyperdp.errors import UsageError
+from hyperdp.families import need_flow
 from hyperdp.family import UNetFlow
 
 _SITE = "time_embedding"
@@ -124,7 +125,7 @@ class InversionBundle:
     @classmethod
     def of(cls, bundle: Bundle, config: InversionConfig) -> InversionBundle:
         """Over a fresh copy of a bundle's base model."""
-        family = bundle.load_base()
+        family = need_flow(bundle.load_base(), "the noisy mean of conditions")
         encoder = InversionEncoder(family, config)
         what = {"bundle": bundle.hash, "inversion": dataclasses.asdict(config)}
         return cls(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,3 +25,20 @@ class Record:
     image: NDArray[np.float32] = field(repr=False)
     label: str | None = field(default=None, repr=False)
     unit: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class TextRecord:
+    """One private document; shows no value, as `Record`.
+
+    Attributes:
+        tokens: int64 [L], as `hyperdp.text.DocumentTokenizer.encode` gives them.
+        label, unit: as of `Record`.
+    """
+
+    tokens: NDArray[np.int64] = field(repr=False)
+    label: str | None = field(default=None, repr=False)
+    unit: str | None = field(default=None, repr=False)
+
+
+AnyRecord: TypeAlias = Record | TextRecord

@@ -13,9 +13,9 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.certificate import CERTIFICATE_FILE, RELEASE_FILE, Certificate
 from hyperdp.ledger import Ledger
 from hyperdp.mechanism import MechanismSpec, add_noise
-from hyperdp.private.aggregate import aggregate, check_classes
+from hyperdp.private.aggregate import Aggregator, aggregate, check_classes
 from hyperdp.private.embed import check_independence, weights_hash
-from hyperdp.private.records import Record
+from hyperdp.private.records import AnyRecord
 from hyperdp.private.release_bundle import ReleaseBundle
 from hyperdp.private.released import Release, SignalWarning, new_folder
 
@@ -23,7 +23,7 @@ __all__ = ["Release", "SignalWarning", "release"]
 
 
 def release(
-    records: Iterable[Record],
+    records: Iterable[AnyRecord],
     *,
     bundle: ReleaseBundle,
     budget: PrivacyBudget,
@@ -34,6 +34,7 @@ def release(
     allow_weak_delta: bool = False,
     inverted: bool = False,
     progress: bool = False,
+    add_up: Aggregator = aggregate,
 ) -> Release:
     """Measure a private dataset once, and write the release into a new folder.
 
@@ -52,6 +53,7 @@ def release(
         allow_weak_delta: keep a release whose δ is not below 1 / n̂.
         inverted: whether the reader made dark light in every record; noted in the certificate.
         progress: show a bar, on a terminal only.
+        add_up: who embeds the records and adds them up: this process, or several.
 
     Returns:
         The release, as `Release.load(out)` reads it.
@@ -80,7 +82,7 @@ def release(
             bundle_hash=bundle.hash,
             delta_discretisation=calibration.delta_discretisation,
         )
-        total = aggregate(
+        total = add_up(
             records, bundle=bundle, spec=spec, unit=budget.unit, classes=names, progress=progress
         )
         reservation.spend()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
 
-class BundleConfig(Protocol):
-    """What a release needs to know of a bundle's configuration."""
+class ImageConfig(Protocol):
+    """What a release needs to know of an image bundle's configuration."""
 
     @property
     def embed_dim(self) -> int:
@@ -21,6 +21,27 @@ class BundleConfig(Protocol):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a record's image."""
+
+
+@runtime_checkable
+class TextConfig(Protocol):
+    """What a release needs to know of a text bundle's configuration."""
+
+    @property
+    def embed_dim(self) -> int:
+        """The number k of coordinates of an embedding."""
+
+    @property
+    def clip_norm(self) -> float:
+        """The clip norm C, in the embedding's units."""
+
+    @property
+    def text_length(self) -> int:
+        """The number L of tokens of a record."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number V of token ids."""
 
 
 class ReleaseBundle(Protocol):
@@ -36,8 +57,11 @@ class ReleaseBundle(Protocol):
 
     @property
     def encoder(self) -> nn.Module:
-        """Images float32 [B, C, H, W] in [-1, 1] → embeddings float32 [B, k]."""
+        """Records → embeddings float32 [B, k].
+
+        Images are float32 [B, C, H, W] in [-1, 1]; texts are int64 [B, L], negative after the end.
+        """
 
     @property
-    def config(self) -> BundleConfig:
-        """See `BundleConfig`."""
+    def config(self) -> ImageConfig | TextConfig:
+        """Which of the two it is says what the records are."""

@@ -20,9 +20,10 @@ from torch import Tensor
 from hyperdp.bundle import Bundle
 from hyperdp.errors import UsageError
 from hyperdp.lora import Weights
-from hyperdp.private.embed import BATCH_SIZE, embed_batch
+from hyperdp.private.embed import BATCH_SIZE, embedding_here
 from hyperdp.private.emit import adapter_weights
 from hyperdp.private.finetune import FinetuneConfig, Progress, train_adapters
+from hyperdp.text_bundle import TextBundle
 
 LEAST_NOISE_STD = 3e-3
 """A public mean is itself known no better than this, and public records can be no better fitted."""
@@ -34,7 +35,7 @@ MOST_SHARPENING = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class ReweightConfig:
-    """How an adapter is fitted to re-weighted public records; chosen on public tasks.
+    """How an adapter is fitted to re-weighted public records; chosen on public tasks of images.
 
     Attributes:
         steps: of AdamW with linear warm-up and cosine.
@@ -52,6 +53,15 @@ class ReweightConfig:
     ema: float = 0.97
     discrepancy: float = 0.75
     seed: int = 0
+
+
+OF_TEXTS = ReweightConfig(steps=400, batch_size=16, lr=5e-3, ema=0.95)
+"""For documents: chosen on public topics."""
+
+
+def usual_config(bundle: Bundle | TextBundle) -> ReweightConfig:
+    """The settings for a bundle's kind of record."""
+    return OF_TEXTS if isinstance(bundle, TextBundle) else ReweightConfig()
 
 
 def tilt(
@@ -129,9 +139,18 @@ def reweight(
     return weights
 
 
-def embed_public(bundle: Bundle, public: Tensor) -> NDArray[np.float64]:
-    """Clipped embeddings, float64 [N, k], of public records, float32 [N, C, H, W] in [-1, 1]."""
-    parts = [embed_batch(bundle.encoder, part.numpy()) for part in torch.split(public, BATCH_SIZE)]
+def embed_public(bundle: Bundle | TextBundle, public: Tensor) -> NDArray[np.float64]:
+    """Clipped embeddings of public records.
+
+    Args:
+        bundle: its encoder and clip norm.
+        public: images float32 [N, C, H, W] in [-1, 1], or documents int64 [N, L].
+
+    Returns:
+        float64 [N, k].
+    """
+    with embedding_here(bundle.encoder) as embed:
+        parts = list(embed(part.numpy() for part in torch.split(public, BATCH_SIZE)))
     embeddings = np.concatenate(parts).astype(np.float64)
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     clipped: NDArray[np.float64] = embeddings * np.minimum(
@@ -146,7 +165,7 @@ def effective_size(weights: NDArray[np.float64]) -> float:
 
 
 def adapt_on_public(
-    bundle: Bundle,
+    bundle: Bundle | TextBundle,
     mean: Tensor,
     noise_std: Tensor,
     public: Tensor,
@@ -160,9 +179,10 @@ def adapt_on_public(
         bundle: its encoder, hypernetwork and base model.
         mean: float32 [L, k], noisy mean embeddings of a release.
         noise_std: float32 [L], their noise std per coordinate.
-        public: float32 [N, C, H, W] in [-1, 1], public records in which something like the private
-            ones occurs. Anything private here would be read without any privacy.
-        config: see `ReweightConfig`.
+        public: images float32 [N, C, H, W] in [-1, 1], or documents int64 [N, L]: public records
+            in which something like the private ones occurs. Anything private here would be read
+            without any privacy.
+        config: `usual_config` when None.
         progress: called with (steps done, steps).
 
     Returns:
@@ -171,7 +191,7 @@ def adapt_on_public(
     Raises:
         UsageError: fewer than 100 public records.
     """
-    config = ReweightConfig() if config is None else config
+    config = usual_config(bundle) if config is None else config
     if len(public) < FEWEST_RECORDS:
         raise UsageError(
             expected=f"at least {FEWEST_RECORDS} public records",
@@ -203,5 +223,6 @@ def adapt_on_public(
         batch_size=max(LEAST_BATCH, config.batch_size // classes),
         lr=config.lr,
         ema=config.ema,
+        bf16=isinstance(bundle, Bundle),  # it slows the fused attention of a language model
     )
     return train_adapters(family, start, draw, finetune, rng, progress=progress)

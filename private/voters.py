@@ -16,6 +16,7 @@ from hyperdp.bundle import Bundle
 from hyperdp.errors import DataError
 from hyperdp.mechanism import clip_to_lattice
 from hyperdp.private.embed import BATCH_SIZE, embed_batch
+from hyperdp.private.forms import Form
 from hyperdp.private.learners.units import Units
 from hyperdp.private.records import Record
 from hyperdp.votes import VoteSpec, VoteSum
@@ -44,7 +45,7 @@ class Voters:
         Raises:
             DataError: as in `Units.read`, or of anything else; its text tells of no record.
         """
-        units = Units.read(records, shape=bundle.config.image_shape, unit=budget.unit)
+        units = Units.read(records, form=Form.of(bundle.config), unit=budget.unit)
         return cls(
             _quietly(lambda: on_lattice(embed_all(bundle, units.images), bundle)), units.members
         )

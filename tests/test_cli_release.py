@@ -268,3 +268,18 @@ def test_bundles_that_are_unknown_or_of_another_release(data, bundle, tmp_path, 
 def test_the_adjacencies_offered_are_the_ones_there_are():
     offered = get_type_hints(_releasing.ReleaseRequest)["adjacency"]
     assert get_args(offered) == get_args(budget.Adjacency)
+
+
+def test_workers_embed_for_one_release(data, bundle, tmp_path, operator, monkeypatch, capsys):
+    from hyperdp.private import release as release_module
+
+    monkeypatch.setattr(
+        release_module, "add_noise", lambda total, budget: (total._sums.copy(), total._counts)
+    )
+    made = {}
+    for words in ([], ["--workers", "2"]):
+        out = tmp_path / f"release{len(words)}"
+        assert spend("release", data, out, bundle, "--dataset", f"d{len(words)}", *words) == 0
+        made[len(words)] = Release.load(out)
+    assert np.array_equal(made[0].sums, made[2].sums)
+    assert reserved(operator) == 2

@@ -12,7 +12,13 @@ from torch import nn
 
 from hyperdp.bundle import load_bundle
 from hyperdp.errors import BundleError
-from hyperdp.private.embed import BATCH_SIZE, check_independence, embed_batch, weights_hash
+from hyperdp.private.embed import (
+    BATCH_SIZE,
+    check_independence,
+    embed_batch,
+    embedding_here,
+    weights_hash,
+)
 from tests.private_world import DIM, SHAPE, TinyBundle, TinyConfig, images, tiny_encoder
 
 BUNDLE = TinyBundle()
@@ -60,6 +66,51 @@ def test_independence_holds_with_one_and_two_threads(threads):
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     subprocess.run([sys.executable, "-c", CHILD, threads], check=True, env=environment)
+
+
+@pytest.mark.parametrize("encoder", ["tiny", "glyphs"])
+def test_threads_change_nothing_but_the_time(encoder):
+    """Kernels divide sums among their threads; on this network they do round by it."""
+    bundle = TinyBundle() if encoder == "tiny" else load_bundle("glyphs")
+    shape = (1000, *bundle.config.image_shape)
+    records = np.random.default_rng(3).uniform(-1, 1, shape).astype(np.float32)
+    batches = [records[i : i + BATCH_SIZE] for i in range(0, len(records), BATCH_SIZE)]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with embedding_here(bundle.encoder) as embed:
+                assert torch.get_num_threads() == 1
+                found.append(np.concatenate(list(embed(iter(batches)))))
+            found.append(np.concatenate([embed_batch(bundle.encoder, b) for b in batches]))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].shape == (1000, bundle.config.embed_dim)
+    assert all(np.array_equal(found[0], other) for other in found)
+
+
+def test_an_error_in_a_thread_or_a_reader_comes_out_and_leaves_the_threads_as_they_were():
+    class Failing(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("from the encoder")
+
+    def reader():
+        yield images(4)
+        raise RuntimeError("from the reader")
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for encoder, batches, place in (
+            (Failing(), [images(4)] * 9, "encoder"),
+            (BUNDLE.encoder, reader(), "reader"),
+        ):
+            with pytest.raises(RuntimeError, match=place), embedding_here(encoder) as embed:
+                list(embed(batches))
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.gpu

@@ -10,18 +10,22 @@ from scipy.special import softmax
 
 from hyperdp.encoder import clip
 from hyperdp.errors import UsageError
+from hyperdp.eval.text_study import nats
 from hyperdp.lora import adapters, pick
 from hyperdp.private.emit import adapter_weights
 from hyperdp.private.finetune import FinetuneConfig, train_adapters
 from hyperdp.private.reweight import (
     LEAST_NOISE_STD,
+    OF_TEXTS,
     ReweightConfig,
     adapt_on_public,
     effective_size,
     embed_public,
     reweight,
     tilt,
+    usual_config,
 )
+from tests.text_world import TEXTS, text_bundle
 from tests.worlds import tiny_bundle, tiny_family, tiny_hypernetwork
 
 QUICK = FinetuneConfig(steps=5, batch_size=4, lr=1e-2, ema=0.9, bf16=False)
@@ -133,6 +137,23 @@ def test_each_class_learns_the_records_that_its_own_mean_points_at(bundle):
         mine = pick(weights, group)
         assert loss(mine, own) < 0.9 * loss(pick(before, group), own)
         assert loss(mine, own) < loss(pick(weights, 1 - group), own)
+
+
+def test_documents_are_learned_that_their_mean_points_at(tmp_path):
+    bundle = text_bundle(tmp_path / "b")
+    mine, other = (
+        torch.from_numpy(bundle.base.tokenizer.encode_all([f"{text} {i}" for i in range(120)]))
+        for text in (TEXTS[0], TEXTS[4])
+    )
+    public = torch.cat([mine, other])
+    z = torch.from_numpy(embed_public(bundle, mine).mean(0)).float()[None]
+    level = torch.full((1,), 1e-3)
+    config = ReweightConfig(steps=40, batch_size=8, lr=1e-2, ema=0.9)
+    weights = pick(adapt_on_public(bundle, z, level, public, config), 0)
+    before = pick(adapter_weights(bundle, z, level), 0)
+    gained = [nats(bundle, before, part) - nats(bundle, weights, part) for part in (mine, other)]
+    assert gained[0] > 0.1 and gained[0] > 2 * gained[1]
+    assert usual_config(bundle) is OF_TEXTS
 
 
 def test_a_group_is_trained_as_if_it_were_alone():

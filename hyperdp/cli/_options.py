@@ -7,13 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
+_SPEED_PANEL = "Speed; changes no bit of the sums"
 _DATA_PANEL = "Reading the data"
 
 Data = Annotated[
     Path,
     typer.Argument(
         help="The private dataset: a folder of images, .npz, .parquet, .csv, .tsv or .jsonl with a "
-        "column of paths, or a Hugging Face dataset on disk.",
+        "column of paths, or a Hugging Face dataset on disk. For a text bundle: .jsonl, .csv, "
+        ".tsv, .parquet, a folder of .txt files, or a Hugging Face dataset.",
         show_default=False,
     ),
 ]
@@ -67,6 +69,15 @@ ImageColumn = Annotated[
     typer.Option(
         help="Column (array of .npz) of the images; by default image, images, img, x, file_name, "
         "path or file, whichever is there.",
+        show_default=False,
+        rich_help_panel=_DATA_PANEL,
+    ),
+]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the documents, for a text bundle; by default text, body, content, document "
+        "or message, whichever is there.",
         show_default=False,
         rich_help_panel=_DATA_PANEL,
     ),
@@ -136,3 +147,14 @@ def default_ledger() -> Path:
     from hyperdp.keys import config_dir
 
     return config_dir() / "ledger.db"
+
+
+Workers = Annotated[
+    int,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Processes that embed. More machines: `accelerate launch … -m hyperdp release …`.",
+        rich_help_panel=_SPEED_PANEL,
+    ),
+]

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from hyperdp.cli._options import default_ledger, split_classes
+from hyperdp.cli._opening import Reading, open_checked
+from hyperdp.cli._options import default_ledger
 from hyperdp.errors import UsageError
 
 if TYPE_CHECKING:
+    from hyperdp.budget import PrivacyBudget
     from hyperdp.bundle import Bundle
-    from hyperdp.private.readers import Dataset
     from hyperdp.private.release import Release
+    from hyperdp.text_bundle import TextBundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,8 @@ class ReleaseRequest:
     skip_unreadable: bool
     invert: bool
     allow_weak_delta: bool
+    text_column: str | None = None
+    workers: int = 1
 
     def __post_init__(self) -> None:
         # Before anything is opened: options that contradict each other.
@@ -58,8 +67,25 @@ class ReleaseRequest:
                 todo="Mend the data, or use --adjacency add-remove.",
             )
 
+    def reading(self) -> Reading:
+        """How its data is read."""
+        return Reading(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Reading)}
+        )
 
-def make_release(request: ReleaseRequest, bundle: Bundle) -> Release:
+    def budget(self) -> PrivacyBudget:
+        """What is asked; its unit follows from whether a column of users is named."""
+        from hyperdp.budget import PrivacyBudget
+
+        return PrivacyBudget(
+            epsilon=self.epsilon,
+            delta=self.delta,
+            adjacency=self.adjacency,
+            unit="record" if self.unit_column is None else "user",
+        )
+
+
+def make_release(request: ReleaseRequest, bundle: Bundle | TextBundle) -> Release:
     """Check the dataset, spend the budget, write the release, and pass its warnings on.
 
     Args:
@@ -72,24 +98,14 @@ def make_release(request: ReleaseRequest, bundle: Bundle) -> Release:
     Raises:
         HyperdpError: whatever stands in the way; no release is left behind.
     """
-    from hyperdp.budget import PrivacyBudget
     from hyperdp.ledger import Ledger
-    from hyperdp.private.release import SignalWarning, release
 
-    budget = PrivacyBudget(
-        epsilon=request.epsilon,
-        delta=request.delta,
-        adjacency=request.adjacency,
-        unit="record" if request.unit_column is None else "user",
-    )
-    dataset = _open(request, bundle)
-    dataset.check()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", SignalWarning)
+    dataset = open_checked(request.reading(), bundle)
+    with signal_warnings(), _layout(request, bundle) as release:
         made = release(
             dataset.records(),
             bundle=bundle,
-            budget=budget,
+            budget=request.budget(),
             ledger=Ledger(request.ledger or default_ledger()),
             out=request.out,
             dataset=request.dataset or str(dataset.path),
@@ -98,9 +114,43 @@ def make_release(request: ReleaseRequest, bundle: Bundle) -> Release:
             inverted=request.invert,
             progress=True,
         )
+    if made is None:  # not the main process of several: the rest is for that one to do and say
+        raise typer.Exit
+    return made
+
+
+@contextmanager
+def _layout(
+    request: ReleaseRequest, bundle: Bundle | TextBundle
+) -> Iterator[Callable[..., Release | None]]:
+    """`release` by this process, by workers of its own, or by all that a launcher started."""
+    from hyperdp.private.release import release
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from hyperdp.private.together import release_together
+        from hyperdp.processes import joined_processes
+
+        with joined_processes() as state:
+            yield partial(release_together, state=state)
+    elif request.workers > 1:
+        from hyperdp.private.workers import Workers
+
+        with Workers(bundle, request.workers) as workers:
+            yield partial(release, add_up=workers.add_up)
+    else:
+        yield release
+
+
+@contextmanager
+def signal_warnings() -> Iterator[None]:
+    """Passes on, at the end, what a release warns of: that it is nearly all noise, say."""
+    from hyperdp.private.release import SignalWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SignalWarning)
+        yield
     for warning in caught:
         typer.echo(f"warning: {warning.message}", err=True)
-    return made
 
 
 def describe(made: Release, out: Path) -> dict[str, Any]:
@@ -136,18 +186,3 @@ def tell(facts: dict[str, Any]) -> None:
         f"unit {facts['unit']}"
     )
     typer.echo(f"signal-to-noise ratio of the mean: at most {facts['signal_to_noise']:.2g}")
-
-
-def _open(request: ReleaseRequest, bundle: Bundle) -> Dataset:
-    from hyperdp.private.readers import open_dataset
-
-    return open_dataset(
-        request.data,
-        image_shape=bundle.config.image_shape,
-        image_column=request.image_column,
-        label_column=request.label_column,
-        unit_column=request.unit_column,
-        classes=split_classes(request.classes),
-        skip_unreadable=request.skip_unreadable,
-        invert=request.invert,
-    )

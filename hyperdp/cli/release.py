@@ -22,12 +22,14 @@ def release_command(
     dataset: o.DatasetName = None,
     adjacency: o.AdjacencyName = "add-remove",
     image_column: o.ImageColumn = None,
+    text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
     unit_column: o.UnitColumn = None,
     classes: o.Classes = None,
     skip_unreadable: o.SkipUnreadable = False,
     invert: o.Invert = False,
     allow_weak_delta: o.AllowWeakDelta = False,
+    workers: o.Workers = 1,
     as_json: o.AsJson = False,
 ) -> None:
     """Measure a private dataset once, with noise: the one DP event.
@@ -37,7 +39,7 @@ def release_command(
 
     Example: hyperdp release scans/ --epsilon 1 --delta 1e-5 -o out/release
     """
-    from hyperdp.bundle import load_bundle
+    from hyperdp.text_bundle import open_bundle
 
     request = ReleaseRequest(
         data=data,
@@ -48,14 +50,16 @@ def release_command(
         dataset=dataset,
         adjacency=adjacency,
         image_column=image_column,
+        text_column=text_column,
         label_column=label_column,
         unit_column=unit_column,
         classes=classes,
         skip_unreadable=skip_unreadable,
         invert=invert,
         allow_weak_delta=allow_weak_delta,
+        workers=workers,
     )
-    facts = describe(make_release(request, load_bundle(bundle)), out)
+    facts = describe(make_release(request, open_bundle(bundle)), out)
     if as_json:
         typer.echo(json.dumps(facts))
         return

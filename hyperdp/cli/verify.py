@@ -1,4 +1,4 @@
-"""`hyperdp verify`: recompute every claim of a release."""
+"""`hyperdp verify`: recompute every claim of a certificate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from hyperdp.cli import _options as o
 
 
 def verify_command(
-    release: Annotated[Path, typer.Argument(help="The folder of a release.", metavar="RELEASE")],
+    release: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of a release, of a fit's adapter, or of a private classifier.",
+            metavar="RELEASE",
+        ),
+    ],
     ledger: Annotated[
         Path | None,
         typer.Option(

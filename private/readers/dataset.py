@@ -35,7 +35,7 @@ from hyperdp.private.readers.tables import (
 from hyperdp.private.records import Record
 
 FORMATS = "a folder of images, .npz, .parquet, .csv, .tsv, .jsonl or a Hugging Face dataset on disk"
-_TABLES = {
+TABLES = {
     ".parquet": parquet,
     ".csv": delimited,
     ".tsv": delimited,
@@ -113,21 +113,25 @@ class Dataset:
         return os.fsencode(self.path)
 
     def _record(self, row: Row) -> Record:
-        if row.image is None:
-            raise _missing("an image", row.where)
-        if self.columns.unit is not None and row.unit is None:
-            raise _missing("the unit it belongs to", row.where)
-        if self.columns.label is not None and row.label is None:
-            raise _missing("a label", row.where)
-        if row.label is not None and self.classes is not None and row.label not in self.classes:
-            raise DataError(
-                expected=f"the label of {row.where} to be one of the {len(self.classes)} classes",
-                found="another label",
-                todo="Add it to --classes, mend it, or leave such records out with "
-                "--skip-unreadable.",
-            )
+        check_row(row, self.columns, self.classes, "an image")
         pixels = to_pixels(row.image, self.image_shape, row.where, invert=self.invert)
         return Record(image=pixels, label=row.label, unit=row.unit)
+
+
+def check_row(row: Row, columns: Columns, classes: tuple[str, ...] | None, what: str) -> None:
+    """Raises DataError where a row lacks what was asked for, or has a label outside `classes`."""
+    if row.image is None:
+        raise _missing(what, row.where)
+    if columns.unit is not None and row.unit is None:
+        raise _missing("the unit it belongs to", row.where)
+    if columns.label is not None and row.label is None:
+        raise _missing("a label", row.where)
+    if row.label is not None and classes is not None and row.label not in classes:
+        raise DataError(
+            expected=f"the label of {row.where} to be one of the {len(classes)} classes",
+            found="another label",
+            todo="Add it to --classes, mend it, or leave such records out with --skip-unreadable.",
+        )
 
 
 def open_dataset(
@@ -175,7 +179,7 @@ def open_dataset(
     columns = Columns(image=image_column, label=label_column, unit=unit_column)
     source = _open(resolved, Path(path), columns)
     if source.count() == 0:
-        raise _nothing(path)
+        raise nothing(path)
     return Dataset(
         path=resolved,
         image_shape=image_shape,
@@ -199,7 +203,7 @@ def _open(path: Path, given: Path, columns: Columns) -> RowSource:
         return _open_folder(path, given, columns)
     if path.suffix.lower() == ".npz":
         return NpzRows(path, columns)
-    read = _TABLES.get(path.suffix.lower())
+    read = TABLES.get(path.suffix.lower())
     if read is None:
         raise UsageError(
             expected=FORMATS,
@@ -207,17 +211,12 @@ def _open(path: Path, given: Path, columns: Columns) -> RowSource:
             todo="Convert it to one of these, or name the folder it is in.",
         )
     if path.stat().st_size == 0:
-        raise _nothing(given)
+        raise nothing(given)
     return _table(read(path), columns, given)
 
 
 def _open_folder(path: Path, given: Path, columns: Columns) -> RowSource:
-    if (path / "dataset_dict.json").exists():
-        raise UsageError(
-            expected="one split of a Hugging Face dataset",
-            found=f"several in '{given}'",
-            todo=f"Name one, such as '{given}/train'.",
-        )
+    refuse_splits(path, given)
     if (path / "state.json").exists() and (path / "dataset_info.json").exists():
         return _table(huggingface(path), columns, given)
     if any(path.glob("*.parquet")):
@@ -228,11 +227,22 @@ def _open_folder(path: Path, given: Path, columns: Columns) -> RowSource:
 def _table(table: Table, columns: Columns, given: Path) -> RowSource:
     # Of an empty JSONL file not even the columns are known.
     if not table.columns:
-        raise _nothing(given)
+        raise nothing(given)
     return TableRows(table, columns)
 
 
-def _nothing(path: str | Path) -> UsageError:
+def refuse_splits(path: Path, given: Path) -> None:
+    """Raises UsageError of a Hugging Face dataset with several splits."""
+    if (path / "dataset_dict.json").exists():
+        raise UsageError(
+            expected="one split of a Hugging Face dataset",
+            found=f"several in '{given}'",
+            todo=f"Name one, such as '{given}/train'.",
+        )
+
+
+def nothing(path: str | Path) -> UsageError:
+    """The error of a path with nothing in it."""
     return UsageError(
         expected="a dataset with at least one record",
         found=f"nothing in '{path}'",

@@ -13,11 +13,15 @@ from hyperdp.errors import DataError
 
 # Where the image is looked for when no column is named; the first that exists is taken.
 IMAGE_COLUMNS = ("image", "images", "img", "x", "file_name", "path", "file")
+TEXT_COLUMNS = ("text", "body", "content", "document", "message")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns were asked for; None for the image means the first of `IMAGE_COLUMNS`."""
+    """Which columns were asked for; None for the image means the first of `IMAGE_COLUMNS`.
+
+    Of a text dataset, `image` is the column of documents, and `TEXT_COLUMNS` are looked through.
+    """
 
     image: str | None = None
     label: str | None = None
@@ -30,7 +34,7 @@ class Row:
 
     Attributes:
         where: how an error names it.
-        image: what `images.to_pixels` takes; None where the cell is empty.
+        image: what `images.to_pixels` takes, or a document; None where the cell is empty.
         label: text of the label, None where it is missing or was not asked for.
         unit: text of the unit, None where it is missing or was not asked for.
     """
@@ -53,14 +57,22 @@ class RowSource(Protocol):
         ...
 
 
-def pick(asked: str | None, present: Sequence[str], *, option: str, source: str) -> str:
+def pick(
+    asked: str | None,
+    present: Sequence[str],
+    *,
+    option: str,
+    source: str,
+    usual: tuple[str, ...] = IMAGE_COLUMNS,
+) -> str:
     """Find a column.
 
     Args:
-        asked: the name given, or None to look for an image column.
+        asked: the name given, or None to look through `usual`.
         present: names that the source has.
         option: the option that names it, for the error.
         source: how the error names the source.
+        usual: names that are looked for when none is given; the first that exists is taken.
 
     Returns:
         The column's name.
@@ -68,7 +80,7 @@ def pick(asked: str | None, present: Sequence[str], *, option: str, source: str)
     Raises:
         DataError: there is none of that name.
     """
-    wanted = IMAGE_COLUMNS if asked is None else (asked,)
+    wanted = usual if asked is None else (asked,)
     for name in wanted:
         if name in present:
             return name

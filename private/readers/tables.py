@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import pyarrow.parquet
 
 from hyperdp.errors import DataError
-from hyperdp.private.readers.rows import Columns, Row, as_text, pick
+from hyperdp.private.readers.rows import IMAGE_COLUMNS, Columns, Row, as_text, pick
 
 # Encoded images of a few megabytes each: this bounds what is held at once.
 BATCH = 32
@@ -53,10 +53,15 @@ class TableRows:
         DataError: there is no such column.
     """
 
+    usual: tuple[str, ...] = IMAGE_COLUMNS
+    option = "--image-column"
+
     def __init__(self, table: Table, columns: Columns) -> None:
         source = f"'{table.path}'"
         self._table = table
-        self._image = pick(columns.image, table.columns, option="--image-column", source=source)
+        self._image = pick(
+            columns.image, table.columns, option=self.option, source=source, usual=self.usual
+        )
         for asked, option in ((columns.label, "--label-column"), (columns.unit, "--unit-column")):
             if asked is not None:
                 pick(asked, table.columns, option=option, source=source)

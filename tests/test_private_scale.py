@@ -1,0 +1,243 @@
+"""The private sum by one process or many: the same integers, one reservation, one noise draw."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hyperdp.budget import PrivacyBudget
+from hyperdp.errors import BundleError, DataError, UsageError
+from hyperdp.ledger import Ledger
+from hyperdp.mechanism import MechanismSpec
+from hyperdp.private import release as release_module
+from hyperdp.private.aggregate import aggregate
+from hyperdp.private.embed import arithmetic
+from hyperdp.private.forms import Form
+from hyperdp.private.records import Record
+from hyperdp.private.release import release
+from hyperdp.private.together import owner
+from hyperdp.private.workers import Workers
+from tests.private_world import DIM, SHAPE, TinyBundle, TinyConfig, own_keys, records
+
+__all__ = ["own_keys"]  # a fixture of every test
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = ["0", "1", "2"]
+BUNDLE = TinyBundle(config=TinyConfig(clip_norm=0.1))
+SPEC = MechanismSpec(embedding_dim=DIM, num_classes=3, clip_norm=0.1)
+UNITS = ("record", "user")
+
+
+def _data(count: int = 203) -> list[Record]:
+    return records(count, classes=3, users=17)
+
+
+def _alone(unit: str) -> np.ndarray:
+    total = aggregate(_data(), bundle=BUNDLE, spec=SPEC, unit=unit, classes=CLASSES)
+    return total.to_vector()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_workers_give_the_sums_of_one_process(count: int):
+    with Workers(BUNDLE, count) as workers:
+        for unit in UNITS:  # and the same workers serve twice
+            shuffled = [_data()[i] for i in np.random.default_rng(count).permutation(203)]
+            found = workers.add_up(shuffled, bundle=BUNDLE, spec=SPEC, unit=unit, classes=CLASSES)
+            assert np.array_equal(found.to_vector(), _alone(unit))
+    assert np.abs(_alone("record")).min() > 0
+
+
+def test_workers_change_neither_the_ledger_nor_the_number_of_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    draws = []
+    honest = release_module.add_noise
+    monkeypatch.setattr(
+        release_module, "add_noise", lambda *given: draws.append(1) or honest(*given)
+    )
+    ledger, budget = Ledger(tmp_path / "ledger.db"), PrivacyBudget(epsilon=8.0, delta=1e-5)
+    with Workers(BUNDLE, 2) as workers:
+        made = release(
+            _data(), bundle=BUNDLE, budget=budget, ledger=ledger, out=tmp_path / "release",
+            dataset="test", classes=CLASSES, add_up=workers.add_up,
+        )  # fmt: skip
+    assert len(ledger.account("test").events) == 1
+    assert made.certificate.epsilon == budget.epsilon
+    assert draws == [1]
+
+
+class FailsOnOnes(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x == 1).all(dim=(1, 2, 3)).any()):
+            raise RuntimeError("a secret of seven")
+        return x.flatten(1)[:, :DIM]
+
+
+class ToldByItsProcess(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :DIM] + os.getpid() % 1000
+
+
+class Drifting(nn.Module):
+    """Remembers how many batches it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        return x.flatten(1)[:, :DIM]
+
+
+def test_a_worker_that_fails_tells_nothing(capfd):
+    bundle = TinyBundle(encoder=FailsOnOnes())
+    data = [*_data(70), Record(image=np.ones(SHAPE, np.float32), label="1")]
+    with Workers(bundle, 2) as workers, pytest.raises(DataError, match="not shown") as refused:
+        workers.add_up(data, bundle=bundle, spec=SPEC, unit="record", classes=CLASSES)
+    assert refused.value.__cause__ is refused.value.__context__ is None
+    shown = capfd.readouterr()
+    assert "secret of seven" not in shown.out + shown.err + str(refused.value)
+
+
+def test_workers_that_round_differently_are_refused_before_they_see_a_record():
+    with pytest.raises(BundleError, match="from every process"):
+        Workers(TinyBundle(encoder=ToldByItsProcess()), 2).__enter__()
+
+
+def test_an_encoder_that_changes_in_a_worker_is_refused():
+    bundle = TinyBundle(encoder=Drifting())
+    with Workers(bundle, 2) as workers, pytest.raises(BundleError, match="before and after"):
+        workers.add_up(_data(), bundle=bundle, spec=SPEC, unit="record", classes=CLASSES)
+
+
+def test_workers_serve_their_own_bundle_and_are_at_least_one():
+    with pytest.raises(UsageError, match="workers >= 1"):
+        Workers(BUNDLE, 0)
+    other = TinyBundle(name="other")
+    with Workers(BUNDLE, 1) as workers, pytest.raises(BundleError, match="other"):
+        workers.add_up([], bundle=other, spec=SPEC, unit="record", classes=CLASSES)
+
+
+FORM = Form.of(BUNDLE.config)
+
+
+def test_arithmetic_tells_weights_and_rounding_apart():
+    assert arithmetic(BUNDLE.encoder, FORM) == arithmetic(TinyBundle().encoder, FORM)
+    changed = TinyBundle().encoder
+    with torch.no_grad():
+        changed[-1].bias[0] += 1e-7
+    assert arithmetic(BUNDLE.encoder, FORM) != arithmetic(changed, FORM)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_record_has_one_owner_whatever_its_place(unit: str):
+    data = records(400, classes=3, users=100)
+    owners = [owner(record, unit, 4) for record in data]
+    assert set(owners) == {0, 1, 2, 3}
+    copies = [Record(image=r.image.copy(), label=r.label, unit=r.unit) for r in data]
+    assert owners == [owner(copy, unit, 4) for copy in copies]
+    if unit == "user":
+        assert len({(r.unit, o) for r, o in zip(data, owners, strict=True)}) == 100
+
+
+def _launch(folder: Path, processes: int, unit: str, case: str = "plain") -> list[list[str]]:
+    """What each process says: how it ended, noise draws, records read."""
+    folder.mkdir()
+    words = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+        str(processes), str(ROOT / "tests/together.py"), str(folder), unit, case,
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "HYPERDP_CONFIG_DIR": str(folder / "config"),
+    }
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [(folder / f"said-{i}").read_text().split("|") for i in range(processes)]
+
+
+@pytest.mark.parametrize(("processes", "unit"), [(1, "record"), (2, "user"), (4, "record")])
+def test_launched_processes_give_the_sums_of_one(
+    processes: int, unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said = _launch(tmp_path / "run", processes, unit)
+    assert said == [["done", "1" if i == 0 else "0", "203"] for i in range(processes)]
+    with np.load(tmp_path / "run/sums.npz", allow_pickle=False) as found:
+        vector = np.concatenate([found["sums"].ravel(), found["counts"]])
+    assert np.array_equal(vector, _alone(unit))
+    monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "run/config"))
+    assert len(Ledger(tmp_path / "run/ledger.db").account("test").events) == 1
+
+
+@pytest.mark.parametrize("case", ["refused", "unlike", "failing"])
+def test_launched_processes_end_together(case: str, tmp_path: Path):
+    said = _launch(tmp_path / "run", 2, "record", case)
+    assert [draws for _, draws, _ in said] == ["0", "0"]
+    assert not (tmp_path / "run/release").exists()
+    ends = [end for end, _, _ in said]
+    if case == "refused":
+        assert ends[0].startswith("BudgetRefusedError") and ends[1] == "done"
+    elif case == "unlike":
+        assert all(end.startswith("BundleError") for end in ends)
+    else:
+        assert ends[0].startswith("DataError") and "secret of seven" not in ends[0]
+        assert ends[1] == "done"
+    nothing_read = case != "failing"
+    assert all((read == "0") == nothing_read for _, _, read in said)
+
+
+@pytest.fixture(scope="module")
+def ray_data():
+    ray = pytest.importorskip("ray")
+    from hyperdp.private.on_ray import start_ray
+
+    start_ray(4)
+    yield ray.data
+    ray.shutdown()
+
+
+def _rows(data: list[Record]) -> list[dict[str, object]]:
+    return [{"image": r.image, "label": r.label, "unit": r.unit} for r in data]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("workers", "unit"), [(1, "record"), (2, "record"), (4, "record"), (2, "user")]
+)
+def test_ray_gives_the_sums_of_one_process(ray_data, workers: int, unit: str):
+    from hyperdp.private.on_ray import RaySum
+
+    data = ray_data.from_items(_rows(_data()), override_num_blocks=7)
+    found = RaySum(workers)(data, bundle=BUNDLE, spec=SPEC, unit=unit, classes=CLASSES)
+    assert np.array_equal(found.to_vector(), _alone(unit))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", UNITS)
+def test_ray_refuses_what_one_process_refuses(ray_data, unit: str):
+    from hyperdp.private.on_ray import RaySum
+
+    bad = Record(image=np.zeros(SHAPE, np.float32), label="a very private label", unit="user-1")
+    data = ray_data.from_items(_rows([*_data(70), bad]))
+    with pytest.raises(DataError, match="not shown") as refused:
+        RaySum(1)(data, bundle=BUNDLE, spec=SPEC, unit=unit, classes=CLASSES)
+    assert refused.value.__cause__ is refused.value.__context__ is None
+
+
+def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    from hyperdp.private import on_ray
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"hyperdp\[ray\]"):
+        on_ray.start_ray(1)
