@@ -21,7 +21,12 @@ _TAILS = 14.0  # standard deviations of the composed loss inside the grid
 
 
 def subsampled_epsilon(
-    noise_multiplier: float, probability: float, steps: int, delta: float
+    noise_multiplier: float,
+    probability: float,
+    steps: int,
+    delta: float,
+    *,
+    release_multiplier: float = math.inf,
 ) -> float:
     """ε of T Gaussian steps on Poisson samples, under add-remove adjacency.
 
@@ -30,20 +35,27 @@ def subsampled_epsilon(
         probability: q in (0, 1].
         steps: T >= 1.
         delta: 0 < δ < 1.
+        release_multiplier: τ of one Gaussian release of the same data beside the steps; infinite
+            for none.
 
     Returns:
         The larger of the ε of adding and of removing a unit; an estimate.
     """
     return max(
-        _one_way(noise_multiplier, probability, steps, delta, removing=removing)
+        _one_way(
+            noise_multiplier, probability, steps, delta, 1 / release_multiplier, removing=removing
+        )
         for removing in (True, False)
     )
 
 
-def _one_way(sigma: float, q: float, steps: int, delta: float, *, removing: bool) -> float:
+def _one_way(
+    sigma: float, q: float, steps: int, delta: float, mu: float, *, removing: bool
+) -> float:
     mean, std = _moments(sigma, q, removing=removing)
     # Room for the composed loss on either side, and for the bulk of one step's.
     reach = steps * abs(mean) + _TAILS * (math.sqrt(steps) * std + 1 / sigma + 1 / sigma**2) + 1.0
+    reach += mu**2 / 2 + _TAILS * mu
     width = 2 * reach / _POINTS
     grid = (np.arange(_POINTS) - _POINTS // 2) * width  # losses, ascending
     edges = np.concatenate([grid - width / 2, grid[-1:] + width / 2])
@@ -51,6 +63,9 @@ def _one_way(sigma: float, q: float, steps: int, delta: float, *, removing: bool
     beyond = max(0.0, 1.0 - float(mass.sum()))  # of one step; all of it is counted into δ
     shift = mean - float(mass @ grid)
     transformed = np.fft.rfft(np.fft.ifftshift(mass)) ** steps
+    # The loss of a release is N(μ²/2, μ²) (Dong, Roth & Su 2022), whose transform is known.
+    angle = 2 * math.pi * np.fft.rfftfreq(_POINTS, width)
+    transformed *= np.exp(-1j * angle * mu**2 / 2 - (angle * mu) ** 2 / 2)
     composed: NDArray[np.float64] = np.maximum(
         np.fft.fftshift(np.fft.irfft(transformed, _POINTS)), 0.0
     )

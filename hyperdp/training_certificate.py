@@ -1,4 +1,4 @@
-"""The signed statement beside an adapter that was trained by many noisy steps."""
+"""The signed statement beside what was trained by many noisy steps."""
 
 from __future__ import annotations
 
@@ -10,8 +10,29 @@ from hyperdp.statement import Statement
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
+class SteppedStatement(Statement):
+    """A statement about Poisson-sampled Gaussian steps: what recomputing their ε takes of it.
+
+    The attributes are those of `TrainingCertificate`.
+    """
+
+    mechanism: str
+    adjacency: str
+    unit: str
+    epsilon: float
+    delta: float
+    delta_discretisation: float
+    noise_multiplier: float
+    sampling_probability: float
+    steps: int
+    clip_norm: float
+    size: int
+    expected_batch: int
+    event: dict[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainingCertificate(Statement):
+class TrainingCertificate(SteppedStatement):
     """Everything needed to recompute ε of a fit. All of it is public.
 
     Attributes:

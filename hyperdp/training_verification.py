@@ -15,7 +15,7 @@ from hyperdp import accounting
 from hyperdp.budget import PrivacyBudget
 from hyperdp.statement import Claim, failed
 from hyperdp.subsampled import subsampled_epsilon
-from hyperdp.training_certificate import ADAPTER_FILES, TrainingCertificate
+from hyperdp.training_certificate import ADAPTER_FILES, SteppedStatement, TrainingCertificate
 
 _PLD_TOLERANCE = 1e-6  # what the ledger allows as well
 _FOURIER_TOLERANCE = 1e-3  # in ε below 1, relative above: the grid's rounding
@@ -47,7 +47,7 @@ def check_training(folder: Path, statement: bytes) -> tuple[TrainingCertificate,
         claimed = c.adapter_sha256.get(name)
         claims.append(Claim.checked(f"{name} (SHA-256)", claimed, found, claimed == found))
     claims += _adapter(c, *(contents[name] for name in ADAPTER_FILES))
-    return c, claims + _numbers(c)
+    return c, claims + check_steps(c) + _total(c)
 
 
 def _adapter(c: TrainingCertificate, config: bytes, weights: bytes) -> list[Claim]:
@@ -76,8 +76,16 @@ def _rank_of(key: str, value: Tensor) -> int:
     return value.shape[0] if key.endswith("lora_A.weight") else value.shape[1]
 
 
-def _numbers(c: TrainingCertificate) -> list[Claim]:
-    """The event from the sampling, and ε from the event."""
+def check_steps(c: SteppedStatement) -> list[Claim]:
+    """The event from the sampling, and ε from the event, by two ways.
+
+    Args:
+        c: the statement; its signature has been checked.
+
+    Raises:
+        VerificationError: a claim does not hold, or a number is out of bounds.
+        UsageError: a number that is not legal.
+    """
     PrivacyBudget(epsilon=c.epsilon, delta=c.delta, adjacency=c.adjacency, unit=c.unit)  # type: ignore[arg-type]
     q, sigma = c.sampling_probability, c.noise_multiplier
     # Bounds that keep what follows within time and memory, whoever wrote the certificate.
@@ -114,9 +122,36 @@ def _numbers(c: TrainingCertificate) -> list[Claim]:
     claims.append(
         Claim.checked("epsilon (PLD)", c.epsilon, exact, exact <= c.epsilon + _PLD_TOLERANCE)
     )
+    return claims
+
+
+def _total(c: TrainingCertificate) -> list[Claim]:
+    """ε of the steps and of the release that they started from, together."""
+    own = accounting.event_from_json(c.event)
     before = [accounting.event_from_json(c.start_event)] if c.start_event else []
     if not 0 <= c.start_delta_discretisation < c.total_delta:
         raise failed("0 <= the lattice's delta < the total delta", "other numbers")
     total = accounting.epsilon([*before, own], c.total_delta - c.start_delta_discretisation)
     holds = total <= c.total_epsilon + _PLD_TOLERANCE and c.total_delta >= c.delta
-    return [*claims, Claim.checked("epsilon with the start", c.total_epsilon, total, holds)]
+    claim = Claim.checked("epsilon with the start", c.total_epsilon, total, holds)
+    return [claim, *_with_the_start(c)]
+
+
+def _with_the_start(c: TrainingCertificate) -> list[Claim]:
+    """ε of release and steps together by Fourier transforms, where the start was a release."""
+    if not c.start_event:
+        return []
+    tau = c.start_event.get("noise_multiplier")
+    if c.start_event.get("type") != "gaussian" or not isinstance(tau, float) or not tau >= 0.02:
+        raise failed("a start by one Gaussian release of noise multiplier >= 0.02", "another start")
+    estimate = subsampled_epsilon(
+        c.noise_multiplier,
+        c.sampling_probability,
+        c.steps,
+        c.total_delta - c.start_delta_discretisation,
+        release_multiplier=tau,
+    )
+    slack = _FOURIER_TOLERANCE * max(1.0, c.total_epsilon)
+    holds = estimate <= c.total_epsilon + slack
+    name = "epsilon with the start (Fourier)"
+    return [Claim.checked(name, c.total_epsilon, estimate, holds)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from dataclasses import replace
@@ -19,7 +20,8 @@ from torch.nn import functional
 
 from hyperdp.accounting import event_from_json, pld_epsilon
 from hyperdp.budget import PrivacyBudget
-from hyperdp.errors import BudgetRefusedError, DataError, UsageError
+from hyperdp.classifier_certificate import ClassifierCertificate
+from hyperdp.errors import BudgetRefusedError, DataError, UsageError, VerificationError
 from hyperdp.ledger import Ledger
 from hyperdp.private.classifier.augment import draw_views
 from hyperdp.private.classifier.config import ClassifierConfig
@@ -34,6 +36,7 @@ from hyperdp.private.classifier.network import NetworkConfig, WideResNet, WSConv
 from hyperdp.private.classifier.training import Speed, averaged, filled, noisy_mean, train
 from hyperdp.private.learners.normal import SystemNormal
 from hyperdp.private.records import Record
+from hyperdp.verification import verify
 
 TINY = NetworkConfig(
     image_shape=(1, 8, 8), classes=3, stem_width=8, widths=(8, 12), strides=(1, 2), blocks=2,
@@ -340,6 +343,38 @@ def test_a_run_is_reserved_spent_and_committed_and_what_is_written_loads(tmp_pat
     (tmp_path / "out" / "classifier.json").write_text("{}")
     with pytest.raises(DataError, match="private classifier"):
         PrivateClassifier.load(tmp_path / "out")
+
+
+def test_its_certificate_is_signed_and_every_claim_of_it_verifies(tmp_path):
+    images, labels = world(12)
+    fit(tmp_path, to_records(images, labels))
+    out, ledger = tmp_path / "out", tmp_path / "ledger.db"
+    claims = {claim.name for claim in verify(out, ledger=ledger)}
+    assert {"epsilon (PLD)", "epsilon (Fourier)", "recipe (SHA-256)", "ledger entry"} <= claims
+    (commit,) = [e for e in Ledger(ledger).history() if e.kind == "commit"]
+    statement = (out / "certificate.json").read_bytes()
+    assert commit.body["certificate_sha256"] == hashlib.sha256(statement).hexdigest()
+    for name in ("classifier.safetensors", "classifier.json", "certificate.json"):
+        good = (out / name).read_bytes()
+        for place in (len(good) // 2, len(good) - 9):
+            byte = bytes([good[place] ^ 1])
+            (out / name).write_bytes(good[:place] + byte + good[place + 1 :])
+            with pytest.raises(VerificationError):
+                verify(out)
+        (out / name).write_bytes(good)
+    # Claims that were signed all the same, by an operator who states less than was spent.
+    honest = ClassifierCertificate.from_bytes(statement)
+    less = honest.event | {"count": 2}
+    for lie, word in (
+        ({"epsilon": 1.0}, "epsilon"),
+        ({"steps": 2, "event": less}, "recipe"),
+        ({"bundle_hash": "0" * 64}, "recipe"),
+        ({"sampling_probability": 0.25}, "sampling probability"),
+        ({"classes": ["0", "1"]}, "classes"),
+    ):
+        (out / "certificate.json").write_bytes(replace(honest, **lie).signed().to_bytes())
+        with pytest.raises(VerificationError, match=word):
+            verify(out)
 
 
 def test_two_runs_share_no_randomness(tmp_path):

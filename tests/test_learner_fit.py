@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.errors import BudgetRefusedError, UsageError, VerificationError
-from hyperdp.ledger import Ledger
+from hyperdp.ledger import Ledger, Reservation
 from hyperdp.lora import load_peft
+from hyperdp.private.forms import Form
 from hyperdp.private.learners import fit as fit_module
 from hyperdp.private.learners import units as units_module
 from hyperdp.private.learners.config import FitConfig, Pace
@@ -23,6 +25,7 @@ from tests.private_world import own_keys  # noqa: F401  # every test its own key
 from tests.worlds import tiny_bundle
 
 BUDGET = PrivacyBudget(epsilon=0.5, delta=1e-4)
+SCANS = Form(noun="image", shape=(1, 28, 28))
 PACE = Pace(microbatch=4, checkpoint_every=1)
 
 
@@ -93,6 +96,40 @@ def test_any_changed_byte_of_the_adapter_or_the_certificate_is_found(bundle, tmp
     verify(tmp_path / "out")
 
 
+@pytest.mark.parametrize("method", ["dpsgd", "ffa", "prism"])
+def test_a_spectral_start_serves_any_learner_and_ends_in_an_adapter_for_the_base(
+    method, bundle, tmp_path
+):
+    before = {k: v.clone() for k, v in bundle.base.model.state_dict().items()}
+    config = settings(method=method, start="spectral", steps=2)
+    made = run(bundle, tmp_path, config=config)
+    c = made.certificate
+    assert (c.rank, c.config["rank"], c.config["start"]) == (4, 2, "spectral")
+    verify(tmp_path / "out", ledger=tmp_path / "ledger.db")
+    # The adapter is what training changed, not the base's own weights that it was given to hold.
+    modules = dict(bundle.base.model.named_modules())
+    for name, (a, b) in made.weights.items():
+        change = b[0].double() @ a[0].flatten(1).double()
+        weight = modules[name].weight.detach().flatten(1).double()
+        top = torch.linalg.matrix_norm(weight, 2)
+        assert 0 < torch.linalg.matrix_norm(change, 2) < 0.2 * top
+    assert all(torch.equal(v, before[k]) for k, v in bundle.base.model.state_dict().items())
+
+
+def test_what_a_spectral_start_cannot_serve_is_told_before_anything_is_spent(bundle, tmp_path):
+    for changes, match in (
+        ({"method": "projected"}, "public subspace"),
+        ({"rank": 500}, "rank at least 500"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            run(bundle, tmp_path, config=settings(start="spectral", **changes))
+    with pytest.raises(UsageError, match=r"--start spectral.*--start public-mean.*--init REL"):
+        run(bundle, tmp_path, config=settings(method="prism"))
+    with pytest.raises(UsageError, match="start in"):
+        settings(start="nowhere")
+    assert not (tmp_path / "ledger.db").exists()
+
+
 class Killed(BaseException):
     """A kill that cannot be caught by mistake."""
 
@@ -111,6 +148,75 @@ def test_a_killed_run_goes_on_under_the_same_reservation(bundle, tmp_path):
     assert seen == [3]  # two of three steps were kept
     assert kinds(tmp_path) == ["cap", "reserve", "spend", "commit"]
     verify(tmp_path / "out", ledger=tmp_path / "ledger.db")
+
+
+def test_a_copy_of_a_killed_run_is_no_run_and_a_second_commit_leaves_nothing(
+    bundle, tmp_path, monkeypatch
+):
+    def die(*_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(bundle, tmp_path, progress=die)
+    shutil.copytree(tmp_path / ".out.run", tmp_path / ".copy.run")
+    with pytest.raises(UsageError, match="other values of out"):
+        run(bundle, tmp_path, out=tmp_path / "copy")
+    real = fit_module.training_certificate
+
+    def meanwhile(*given):
+        """Somebody brings the same run to its end from a backup, at the worst moment."""
+        made = real(*given)
+        Reservation(ledger=Ledger(tmp_path / "ledger.db"), entry=given[1]).commit(
+            certificate_sha256="0" * 64, bundle_hash=bundle.hash
+        )
+        return made
+
+    monkeypatch.setattr(fit_module, "training_certificate", meanwhile)
+    with pytest.raises(BudgetRefusedError, match="a second commit"):
+        run(bundle, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_killed_after_its_adapter_is_there_is_finished_by_the_next(
+    bundle, tmp_path, monkeypatch
+):
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module.RunFolder, "remove", die)
+        with pytest.raises(Killed):
+            run(bundle, tmp_path)
+    written = (tmp_path / "out" / "certificate.json").read_bytes()
+
+    def never():
+        raise AssertionError("read")
+        yield
+
+    made = run(bundle, tmp_path, records=never())
+    assert made.certificate.to_bytes() == written
+    assert kinds(tmp_path) == ["cap", "reserve", "spend", "commit"]
+    assert not (tmp_path / ".out.run").exists()
+    with pytest.raises(UsageError, match="exists already"):
+        run(bundle, tmp_path, records=never())
+
+
+def test_a_folder_that_came_to_be_while_a_run_was_dead_is_not_taken_for_its_own(bundle, tmp_path):
+    def die(*_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(bundle, tmp_path, progress=die)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="exists already"):
+        run(bundle, tmp_path)
+    run(bundle, tmp_path, out=tmp_path / "theirs", dataset="others", ledger=Ledger(
+        tmp_path / "theirs.db"))  # fmt: skip
+    (tmp_path / "out").rmdir()
+    (tmp_path / "theirs").rename(tmp_path / "out")
+    with pytest.raises(UsageError, match="exists already"):
+        run(bundle, tmp_path)
+    assert kinds(tmp_path) == ["cap", "reserve", "spend"]
 
 
 def test_a_run_killed_just_after_its_reservation_does_not_reserve_again(
@@ -180,7 +286,7 @@ def test_users_are_the_unit_where_they_are_named(bundle, tmp_path):
         run(bundle, tmp_path, budget=budget)
     made = run(bundle, tmp_path, budget=budget, records=some_records(12, users=3))
     assert made.certificate.unit == "user"
-    units = units_module.Units.read(some_records(12, users=3), shape=(1, 28, 28), unit="user")
+    units = units_module.Units.read(some_records(12, users=3), form=SCANS, unit="user")
     assert len(units._members) == 3
     assert repr(units) == "Units(private)"
 

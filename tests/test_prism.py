@@ -578,6 +578,25 @@ def test_the_spectral_start_changes_nothing_until_training_does():
     assert all(torch.equal(p, before[n]) for n, p in family.model.state_dict().items())
 
 
+def test_a_small_change_of_a_large_start_survives_being_rebased():
+    """Z and Z0 are of size 1 and differ by 1e-4: their float32 difference keeps 5 digits of it."""
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.randn(1, 2, 3, 3, 3, generator=rng), torch.randn(1, 5, 2, generator=rng)
+    start = {"conv": (a, b)}
+    moved = {"conv": (a + 1e-4 * torch.randn(a.shape, generator=rng), b)}
+    (new_a, new_b) = rebase(moved, start)["conv"]
+    assert new_a.shape == (1, 4, 3, 3, 3)
+    assert new_b.shape == (1, 5, 4)
+    wanted = b[0].double() @ (moved["conv"][0] - a)[0].flatten(1).double()
+    found = new_b[0].double() @ new_a[0].flatten(1).double()
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
+    assert new_a.abs().max() < 0.1  # nothing of the start is left to cancel
+    (tall_a, tall_b) = rebase({"fc": (torch.ones(1, 2, 3), torch.eye(2)[None])},
+                              {"fc": (torch.zeros(1, 2, 3), torch.eye(2)[None])})["fc"]  # fmt: skip
+    torch.testing.assert_close(tall_b[0] @ tall_a[0], torch.ones(2, 3))
+    assert tall_b.shape == (1, 2, 4)
+
+
 def test_the_base_comes_back_when_training_fails():
     family = tiny_family()
     name = family.sites()[0]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hyperdp.cli import _options as o
+from hyperdp.cli._bars import steps_bar
+from hyperdp.cli._emitting import next_step
+from hyperdp.cli._opening import Reading, open_checked
 
 _STEPS_PANEL = "The steps: public, and chosen before anything of this dataset was released"
 
@@ -38,16 +38,18 @@ def fit_command(
         Path | None,
         typer.Option(
             help="A release: start from its adapter. Both budgets come from the same ledger, so "
-            "raise the cap first with `hyperdp ledger set-cap`.",
+            "raise the cap first with `hyperdp ledger set-cap`; `hyperdp private --refine` splits "
+            "one budget instead.",
             metavar="RELEASE",
             show_default=False,
         ),
     ] = None,
     start: Annotated[
-        Literal["fresh", "public-mean"],
+        Literal["fresh", "public-mean", "spectral"],
         typer.Option(
-            help="Where to start without --init: LoRA's standard start, or what the bundle makes "
-            "of the public mean (prism needs that or --init)."
+            help="Where to start without --init: LoRA's standard start; what the bundle makes of "
+            "the public mean; or the base's own leading singular vectors, which end in an adapter "
+            "of twice the rank. Prism needs one of the last two, or --init."
         ),
     ] = "fresh",
     steps: Annotated[int, typer.Option(rich_help_panel=_STEPS_PANEL)] = 200,
@@ -85,6 +87,7 @@ def fit_command(
     ] = None,
     microbatch: Annotated[int, typer.Option(help="Records in memory at once.")] = 32,
     image_column: o.ImageColumn = None,
+    text_column: o.TextColumn = None,
     unit_column: o.UnitColumn = None,
     skip_unreadable: o.SkipUnreadable = False,
     allow_weak_delta: o.AllowWeakDelta = False,
@@ -98,12 +101,11 @@ def fit_command(
     Example: hyperdp fit scans/ --method dpsgd --size 2000 --epsilon 8 --delta 1e-5 -o out/adapter
     """
     from hyperdp.budget import PrivacyBudget
-    from hyperdp.bundle import load_bundle
     from hyperdp.ledger import Ledger
     from hyperdp.private.learners.config import FitConfig, Pace
     from hyperdp.private.learners.fit import fit
-    from hyperdp.private.readers import open_dataset
     from hyperdp.private.release import Release
+    from hyperdp.text_bundle import open_bundle
 
     config = FitConfig(
         method=method,
@@ -122,24 +124,16 @@ def fit_command(
     )
     unit: Literal["record", "user"] = "record" if unit_column is None else "user"
     budget = PrivacyBudget(epsilon=epsilon, delta=delta, unit=unit)
-    loaded = load_bundle(bundle)
-    opened = open_dataset(
-        data,
-        image_shape=loaded.config.image_shape,
+    loaded = open_bundle(bundle)
+    reading = Reading(
+        data=data,
         image_column=image_column,
+        text_column=text_column,
         unit_column=unit_column,
         skip_unreadable=skip_unreadable,
     )
-    opened.check()
-    columns = (
-        TextColumn("step"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("ε spent {task.fields[epsilon]:.3g}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+    opened = open_checked(reading, loaded)
+    with steps_bar() as bar:
         task = bar.add_task("steps", total=steps, epsilon=0.0)
         made = fit(
             opened.records(),
@@ -176,4 +170,5 @@ def fit_command(
     typer.echo(f"spent: epsilon {c.epsilon:g}, delta {c.delta:g}, {c.adjacency}, unit {c.unit}")
     if c.start_event:
         typer.echo(f"with the release it started from: epsilon {c.total_epsilon:.4g}")
-    typer.echo(f"Next: hyperdp sample {out} -o IMAGES, hyperdp verify {out}")
+    typer.echo(next_step(loaded, out))
+    typer.echo(f"Check it with `hyperdp verify {out}`.")

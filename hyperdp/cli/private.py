@@ -1,16 +1,21 @@
-"""`hyperdp private`: release and emit in one go."""
+"""`hyperdp private`: release and emit in one go, and steps after it where asked."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from hyperdp.cli import _options as o
+from hyperdp.cli._emitting import PublicRecords, PublicSteps, emit, read_public
+from hyperdp.cli._refine import refine
+from hyperdp.cli._refining import RefineRequest, settle
 from hyperdp.cli._releasing import ReleaseRequest, describe, make_release, tell
 from hyperdp.errors import UsageError
+
+_REFINE_PANEL = "Steps after the release, out of the same budget"
 
 
 def private_command(
@@ -25,22 +30,82 @@ def private_command(
     dataset: o.DatasetName = None,
     adjacency: o.AdjacencyName = "add-remove",
     image_column: o.ImageColumn = None,
+    text_column: o.TextColumn = None,
     label_column: o.LabelColumn = None,
     unit_column: o.UnitColumn = None,
     classes: o.Classes = None,
     skip_unreadable: o.SkipUnreadable = False,
     invert: o.Invert = False,
     allow_weak_delta: o.AllowWeakDelta = False,
+    refine_by: Annotated[
+        Literal["prism", "dpsgd"] | None,
+        typer.Option(
+            "--refine",
+            help="Spend a part of the budget on private steps from the released adapter.",
+            show_default=False,
+            rich_help_panel=_REFINE_PANEL,
+        ),
+    ] = None,
+    refine_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="f, the share of the budget that the steps get (of 1/τ², as it composes); 0 for "
+            "one release alone. By default what the bundle's table says.",
+            show_default=False,
+            rich_help_panel=_REFINE_PANEL,
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of units as far as it is public: what everybody knows, or a guess. A "
+            "wrong one costs accuracy, never privacy. Needed with --refine.",
+            show_default=False,
+            rich_help_panel=_REFINE_PANEL,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="By default the bundle's table's, or 200.",
+            show_default=False,
+            rich_help_panel=_REFINE_PANEL,
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Expected batch.", show_default=False, rich_help_panel=_REFINE_PANEL),
+    ] = None,
+    clip_norm: Annotated[
+        float | None,
+        typer.Option(
+            help="C, in the norm of the method.", show_default=False, rich_help_panel=_REFINE_PANEL
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(show_default=False, rich_help_panel=_REFINE_PANEL)
+    ] = None,
+    microbatch: Annotated[
+        int, typer.Option(help="Records in memory at once.", rich_help_panel=_REFINE_PANEL)
+    ] = 32,
+    public: PublicRecords = None,
+    public_steps: PublicSteps = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Release and emit in one go: a private dataset becomes a LoRA adapter.
 
-    The same as `hyperdp release` and then `hyperdp emit`; only the first spends anything.
+    The same as `hyperdp release` and then `hyperdp emit`; only the first spends anything. With
+    --refine a part of the budget is kept back for private steps from that adapter; killed and
+    started again with the same words, such a run goes on and spends nothing twice.
+
+    With --public the adapter is trained on, on public records, as by `hyperdp emit --public`.
 
     Example: hyperdp private scans/ --epsilon 1 --delta 1e-5 -o out/scans
+
+    Example: hyperdp private scans/ -e 8 -d 1e-5 -o out/scans --refine prism --size 2000
     """
-    from hyperdp.bundle import load_bundle
-    from hyperdp.private.emit import emit_adapter
+    from hyperdp.guard import load_guard
+    from hyperdp.text_bundle import open_bundle
 
     request = ReleaseRequest(
         data=data,
@@ -51,6 +116,7 @@ def private_command(
         dataset=dataset,
         adjacency=adjacency,
         image_column=image_column,
+        text_column=text_column,
         label_column=label_column,
         unit_column=unit_column,
         classes=classes,
@@ -58,19 +124,54 @@ def private_command(
         invert=invert,
         allow_weak_delta=allow_weak_delta,
     )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    settings = (refine_fraction, size, steps, batch, clip_norm, lr)
+    if refine_by is None and any(value is not None for value in settings):
+        raise UsageError(
+            expected="--refine prism or --refine dpsgd with settings of the steps",
+            found="such settings alone",
+            todo="Name the method, or leave them out.",
+        )
+    if refine_by is not None and public is not None:
+        raise UsageError(
+            expected="one way to go on from the released adapter",
+            found="--refine and --public",
+            todo="Leave one of them out; nothing has been spent.",
+        )
+    begun = refine_by is not None and (out / ".adapter.run").is_dir()
+    if out.exists() and not begun and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(
             expected="an empty or new folder to write to",
             found=f"'{out}', which holds something",
             todo="Choose another --out; nothing has been spent.",
         )
-    loaded = load_bundle(bundle)
+    if public is not None and Path(public).resolve() == data.resolve():
+        raise UsageError(
+            expected="--public records that are public",
+            found="the private dataset itself, which would be read without privacy",
+            todo="Name public records, such as those of `hyperdp pretrain public`.",
+        )
+    loaded = open_bundle(bundle)
+    records = read_public(public, loaded)  # what cannot be read is refused before anything is spent
+    load_guard(loaded.path, loaded.hash)
+    if refine_by is not None:
+        steps_asked = RefineRequest(
+            method=refine_by,
+            fraction=refine_fraction,
+            size=size,
+            steps=steps,
+            batch=batch,
+            clip_norm=clip_norm,
+            lr=lr,
+        )
+        settled = settle(steps_asked, loaded, epsilon)
+        typer.echo(settled.told, err=True)
+        if settled.config is not None:
+            refine(request, settled, loaded, microbatch=microbatch, as_json=as_json)
+            return
     facts = describe(make_release(request, loaded), request.out)
-    adapters = [str(folder) for folder in emit_adapter(request.out, loaded, out / "adapter")]
+    made = emit(request.out, loaded, out / "adapter", public=records, steps=public_steps)
     if as_json:
-        typer.echo(json.dumps(facts | {"adapters": adapters}))
+        typer.echo(json.dumps(facts | made.facts()))
         return
     tell(facts)
-    for adapter in adapters:
-        typer.echo(f"adapter in {adapter}")
-    typer.echo(f"Next: hyperdp sample {out / 'adapter'} -o IMAGES")
+    made.tell()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 
+from hyperdp.classifier_certificate import config_hash
 from hyperdp.errors import UsageError
 from hyperdp.private.classifier.network import NetworkConfig
 
@@ -58,7 +57,7 @@ class ClassifierConfig:
     @property
     def hash(self) -> str:
         """SHA-256 over every value: what the ledger's entry is bound to, as there is no bundle."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return config_hash(asdict(self))
 
     def probability(self, expected_units: int) -> float:
         """Sampling probability q = batch_size / expected_units.

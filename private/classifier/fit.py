@@ -1,4 +1,4 @@
-"""The private event of the classifier: reserve → read → spend → train → write → commit."""
+"""The private event of the classifier: reserve → read → spend → train → sign → write → commit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 from hyperdp import accounting
 from hyperdp.budget import PrivacyBudget
+from hyperdp.certificate import CERTIFICATE_FILE
+from hyperdp.chain import Entry
+from hyperdp.classifier_certificate import CLASSIFIER_FILES, ClassifierCertificate
 from hyperdp.errors import DataError, HyperdpError, UsageError
 from hyperdp.ledger import Ledger
 from hyperdp.private.aggregate import check_classes
@@ -27,8 +31,7 @@ from hyperdp.private.learners.calibrate import calibrate, training_event
 from hyperdp.private.records import Record
 from hyperdp.private.released import new_folder
 
-WEIGHTS_FILE = "classifier.safetensors"
-ABOUT_FILE = "classifier.json"
+ABOUT_FILE, WEIGHTS_FILE = CLASSIFIER_FILES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,7 +104,7 @@ def fit_classifier(
         budget: of the whole run; adjacency add-remove and unit record.
         ledger: where it is spent.
         dataset: the operator's name for the dataset.
-        out: folder to be made, with the weights and a description.
+        out: folder to be made, with the weights, a description and a signed certificate.
         start: public weights to begin with, as `WideResNet.state_dict` names them.
         speed: see `Speed`.
         progress: called with (steps done, T).
@@ -148,11 +151,59 @@ def fit_classifier(
             "weights_sha256": hashlib.sha256(tensors).hexdigest(),
         }
         text = json.dumps(about, indent=1, ensure_ascii=False).encode()
-        folder.publish({WEIGHTS_FILE: tensors, ABOUT_FILE: text})
+        files = {WEIGHTS_FILE: tensors, ABOUT_FILE: text}
+        certificate = _certificate(
+            config, budget, multiplier, expected_units, names, start, reservation.entry, files
+        ).to_bytes()
+        folder.publish({**files, CERTIFICATE_FILE: certificate})
         reservation.commit(
-            certificate_sha256=hashlib.sha256(text).hexdigest(), bundle_hash=config.hash
+            certificate_sha256=hashlib.sha256(certificate).hexdigest(), bundle_hash=config.hash
         )
     return PrivateClassifier.load(out)
+
+
+def _certificate(
+    config: ClassifierConfig,
+    budget: PrivacyBudget,
+    multiplier: float,
+    expected_units: int,
+    classes: list[str],
+    start: Mapping[str, Tensor] | None,
+    entry: Entry,
+    files: Mapping[str, bytes],
+) -> ClassifierCertificate:
+    """State and sign what a classifier was trained with."""
+    began = (
+        b""
+        if start is None
+        else tensors_to_bytes(
+            {name: w.detach().cpu().contiguous() for name, w in sorted(start.items())}
+        )
+    )
+    return ClassifierCertificate(
+        created=entry.time,
+        code_version=version("hyperdp"),
+        adjacency=budget.adjacency,
+        unit=budget.unit,
+        epsilon=float(budget.epsilon),
+        delta=float(budget.delta),
+        noise_multiplier=multiplier,
+        sampling_probability=config.probability(expected_units),
+        steps=config.steps,
+        clip_norm=float(config.clip_norm),
+        size=expected_units,
+        expected_batch=config.batch_size,
+        config=json.loads(json.dumps(asdict(config))),
+        bundle_hash=config.hash,
+        classes=classes,
+        start_sha256=hashlib.sha256(began).hexdigest() if began else "",
+        event=entry.body["event"],
+        ledger_id=entry.body["ledger_id"],
+        ledger_seq=entry.seq,
+        ledger_seal=entry.seal,
+        dataset=entry.dataset,
+        files_sha256={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    ).signed()
 
 
 def _check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 from dp_accounting import dp_event
@@ -29,15 +30,25 @@ def training_event(noise_multiplier: float, probability: float, steps: int) -> E
 
 
 @lru_cache(maxsize=256)
-def calibrate(budget: PrivacyBudget, *, probability: float, steps: int) -> float:
+def calibrate(
+    budget: PrivacyBudget,
+    *,
+    probability: float,
+    steps: int,
+    release_multiplier: float = math.inf,
+    release_lattice: float = 0.0,
+) -> float:
     """Smallest σ at which the run is (ε, δ)-differentially private.
 
     By bisection on the privacy loss distribution of `dp_accounting`, whose ε is an upper bound.
 
     Args:
-        budget: under add-remove adjacency.
+        budget: under add-remove adjacency; of the run, or of a release and the run together.
         probability: q, with which a unit is in a batch.
         steps: T.
+        release_multiplier: τ of the Gaussian release that the budget pays for too; infinite for
+            none.
+        release_lattice: the δ that the lattice of that release costs.
 
     Returns:
         σ, noise std over the clip norm.
@@ -52,10 +63,13 @@ def calibrate(budget: PrivacyBudget, *, probability: float, steps: int) -> float
             todo="Use add-remove, or make one release (`hyperdp release`) under replace-one.",
         )
     interval = min(1e-3, max(1e-4, 5e-4 * budget.epsilon))  # wider is faster, and never below ε
+    released = math.isfinite(release_multiplier)
+    before = [dp_event.GaussianDpEvent(release_multiplier)] if released else []
+    delta = budget.delta - release_lattice
 
     def reaches(sigma: float) -> bool:
         event = training_event(sigma, probability, steps)
-        return pld_epsilon([event], budget.delta, interval=interval) <= budget.epsilon
+        return pld_epsilon([*before, event], delta, interval=interval) <= budget.epsilon
 
     low, high = 0.0, 1.0
     while not reaches(high):
@@ -65,7 +79,7 @@ def calibrate(budget: PrivacyBudget, *, probability: float, steps: int) -> float
                 expected=f"epsilon={budget.epsilon:g} at delta={budget.delta:g} to be reached by a "
                 f"noise multiplier of at most {MAX_NOISE_MULTIPLIER:g}",
                 found=f"more than that for {steps} steps with a sampling probability of "
-                f"{probability:.4g}",
+                f"{probability:.4g}" + (" beside the release" if released else ""),
                 todo="Take fewer steps or smaller batches, or spend the budget on one release "
                 "(`hyperdp release`).",
             )

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from hyperdp.errors import UsageError
 
-Start = Literal["fresh", "public-mean"]
+Start = Literal["fresh", "public-mean", "spectral"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +23,11 @@ class FitConfig:
         steps: T.
         clip_norm: C, in the units of the rule's norm.
         lr: learning rate, after a linear warm-up over the first 5 % of the steps.
-        rank: r of a fresh adapter; an emitted one brings its own.
-        start: `fresh`, LoRA's standard start; `public-mean`, what ρ makes of the public mean. A
-            release, where one is given, stands in its place.
+        rank: r of a fresh adapter, and half of the rank that a spectral start ends with; an
+            emitted one brings its own.
+        start: `fresh`, LoRA's standard start; `public-mean`, what ρ makes of the public mean;
+            `spectral`, the base weights' own leading singular vectors, moved into the adapter for
+            the time of training. A release, where one is given, stands in its place.
         draws: times and noises a record's loss is averaged over in each step.
         average: decay of the running mean of the weights that is released; 0 for the last weights.
         optimizer: `adamw` or `sgd`, where the method does not bring its own.

@@ -1,17 +1,27 @@
-"""The end of a fit: the adapter must have moved, and must survive saving and loading."""
+"""The end of a fit: the adapter must have moved and survive saving; and its certificate."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from hyperdp import accounting
+from hyperdp.chain import Entry
 from hyperdp.errors import VerificationError
-from hyperdp.family import UNetFlow
+from hyperdp.family import Family
 from hyperdp.lora import Weights, adapters, attach_peft, load_peft, save_peft
-from hyperdp.training_certificate import ADAPTER_FILES
+from hyperdp.private.learners.config import FitConfig
+from hyperdp.private.learners.training import Terms
+from hyperdp.private.released import Release
+from hyperdp.text_family import CausalText
+from hyperdp.training_certificate import ADAPTER_FILES, TrainingCertificate
 
 _LOUD = 0.1  # of the base's output: an effect that rounding cannot hide
 
@@ -34,7 +44,9 @@ def check_moved(start: Weights, end: Weights) -> None:
         )
 
 
-def saved_adapter(family: UNetFlow, weights: Weights, *, base_name: str) -> dict[str, bytes]:
+def saved_adapter(
+    family: Family | CausalText, weights: Weights, *, base_name: str
+) -> dict[str, bytes]:
     """The files of the PEFT directory, checked by the `peft` library itself.
 
     Args:
@@ -57,20 +69,16 @@ def saved_adapter(family: UNetFlow, weights: Weights, *, base_name: str) -> dict
             for key in weights
             for x, y in zip(weights[key], again[key], strict=True)
         )
-        rng = torch.Generator().manual_seed(0)
-        x = torch.randn(2, *family.image_shape, generator=rng)
-        t = torch.tensor([300.0, 900.0])
-        with torch.no_grad():
-            base = family.model(x, t).sample
-            with adapters(family.model, weights):
-                effect = float((family.model(x, t).sample - base).norm())
-            # A short run's effect may drown in rounding: it is compared at a size where it cannot.
-            scale = max(1.0, _LOUD * float(base.norm()) / max(effect, 1e-30))
-            loud = {name: (a, b * scale) for name, (a, b) in weights.items()}
-            save_peft(loud, folder / "loud", base_name=base_name)
-            with adapters(family.model, loud):
-                ours = family.model(x, t).sample
-            theirs = attach_peft(copy.deepcopy(family.model), folder / "loud")(x, t).sample
+        base = family.response(family.model)
+        with adapters(family.model, weights):
+            effect = float((family.response(family.model) - base).norm())
+        # A short run's effect may drown in rounding: it is compared at a size where it cannot.
+        scale = max(1.0, _LOUD * float(base.norm()) / max(effect, 1e-30))
+        loud = {name: (a, b * scale) for name, (a, b) in weights.items()}
+        save_peft(loud, folder / "loud", base_name=base_name)
+        with adapters(family.model, loud):
+            ours = family.response(family.model)
+        theirs = family.response(attach_peft(copy.deepcopy(family.model), folder / "loud"))
         error, whole = float((ours - theirs).norm()), float((ours - base).norm())
         if not (same and effect > 0 and error <= 1e-3 * whole):
             raise VerificationError(
@@ -79,3 +87,68 @@ def saved_adapter(family: UNetFlow, weights: Weights, *, base_name: str) -> dict
                 todo="Tell us the versions of torch, peft and diffusers; the budget is spent.",
             )
         return {file: (folder / file).read_bytes() for file in ADAPTER_FILES}
+
+
+def training_certificate(
+    terms: Terms, entry: Entry, start: Release | None, weights: Weights, files: dict[str, bytes]
+) -> TrainingCertificate:
+    """State and sign what an adapter was trained with.
+
+    Args:
+        terms: see `Terms`.
+        entry: the reservation of its steps.
+        start: the release that it started from, or None.
+        weights: the adapter.
+        files: the files of its PEFT directory.
+    """
+    config, budget = terms.config, terms.budget
+    own = accounting.event_from_json(entry.body["event"])
+    # A start from another dataset's release costs this one nothing.
+    before = start.certificate if start and start.certificate.dataset == entry.dataset else None
+    total_delta = max(budget.delta, before.delta if before else 0.0)
+    total = budget.epsilon
+    if before is not None:
+        events = [accounting.event_from_json(before.event), own]
+        total = accounting.epsilon(events, total_delta - before.delta_discretisation)
+    return TrainingCertificate(
+        created=entry.time,
+        code_version=version("hyperdp"),
+        method=config.method,
+        adjacency=budget.adjacency,
+        unit=budget.unit,
+        epsilon=float(budget.epsilon),
+        delta=float(budget.delta),
+        noise_multiplier=terms.noise_multiplier,
+        sampling_probability=config.probability,
+        steps=config.steps,
+        clip_norm=float(config.clip_norm),
+        size=config.size,
+        expected_batch=config.expected_batch,
+        config=plain(config),
+        sites=sorted(weights),
+        rank=next(iter(weights.values()))[1].shape[2],
+        bundle_name=terms.bundle.name,
+        bundle_hash=terms.bundle.hash,
+        start_certificate=digest(start),
+        start_event=before.event if before else {},
+        start_delta_discretisation=before.delta_discretisation if before else 0.0,
+        total_epsilon=float(total),
+        total_delta=float(total_delta),
+        event=entry.body["event"],
+        ledger_id=entry.body["ledger_id"],
+        ledger_seq=entry.seq,
+        ledger_seal=entry.seal,
+        dataset=entry.dataset,
+        adapter_sha256={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    ).signed()
+
+
+def plain(config: FitConfig) -> dict[str, Any]:
+    """The settings in plain JSON types."""
+    values = dataclasses.asdict(config)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def digest(start: Release | None) -> str:
+    """SHA-256 of a release's certificate; "" for none."""
+    return "" if start is None else hashlib.sha256(start.certificate.to_bytes()).hexdigest()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperdp.errors import UsageError
-from hyperdp.family import Family
 from hyperdp.lora import Weights, adapters
+from hyperdp.private.finetune import Tunable
 from hyperdp.private.learners.step_rule import PerExample
 
 
@@ -67,7 +67,7 @@ def per_example_gradients(
     }
 
 
-def record_losses(family: Family, images: Tensor, draws: int, rng: torch.Generator) -> Tensor:
+def record_losses(family: Tunable, images: Tensor, draws: int, rng: torch.Generator) -> Tensor:
     """The family's loss of each record, at several times and noises of its own.
 
     Several draws a record lower the variance of its gradient and cost no privacy (noise
@@ -76,13 +76,13 @@ def record_losses(family: Family, images: Tensor, draws: int, rng: torch.Generat
 
     Args:
         family: the base model.
-        images: float32 [B, C, H, W].
+        images: float32 [B, C, H, W], or documents int64 [B, L].
         draws: b, times and noises for each record.
         rng: CPU generator.
 
     Returns:
         float32 [B·b], the b of a record side by side.
     """
-    groups = images[:, None].expand(-1, draws, -1, -1, -1).contiguous()  # [B, b, C, H, W]
+    groups = images[:, None].expand(-1, draws, *images.shape[1:]).contiguous()  # [B, b, …]
     nothing = images.new_empty(len(images), 0, *images.shape[1:])
     return family.adapter_loss(groups, nothing, rng)

@@ -16,11 +16,12 @@ from hyperdp.private.learners.prism import Prism
 from hyperdp.private.learners.projected import Projected, PublicSubspace
 from hyperdp.private.learners.starting import site_names
 from hyperdp.private.learners.step_rule import StepRule
+from hyperdp.text_bundle import TextBundle
 
 _PUBLIC_TASKS = 512  # whose adapters span the public subspace
 
 
-def make_rule(config: FitConfig, bundle: Bundle) -> StepRule:
+def make_rule(config: FitConfig, bundle: Bundle | TextBundle) -> StepRule:
     """The step rule that a configuration names.
 
     Raises:
@@ -35,7 +36,7 @@ def make_rule(config: FitConfig, bundle: Bundle) -> StepRule:
     return METHODS[config.method](config, bundle)
 
 
-def public_subspace(bundle: Bundle, names: list[str], dims: int) -> PublicSubspace:
+def public_subspace(bundle: Bundle | TextBundle, names: list[str], dims: int) -> PublicSubspace:
     """The leading directions of the adapters that ρ emits, over means around the public one.
 
     The bundle carries no public tasks, so theirs stand in: means in random directions about the
@@ -61,7 +62,7 @@ def _optimizer(config: FitConfig) -> Optimizer:
     return Optimizer(kind=config.optimizer, b_lr_ratio=config.b_lr_ratio)
 
 
-METHODS: dict[str, Callable[[FitConfig, Bundle], StepRule]] = {
+METHODS: dict[str, Callable[[FitConfig, Bundle | TextBundle], StepRule]] = {
     "dpsgd": lambda config, _: DpSgd(_optimizer(config)),
     "ffa": lambda config, _: FfaLora(_optimizer(config)),
     "projected": lambda config, bundle: Projected(

@@ -133,8 +133,9 @@ class Prism(StepRule):
                     expected=f"an adapter of full rank {rank} at every site, with finite values",
                     found=f"rank {full} at {name!r}" if finite else f"other values at {name!r}",
                     todo="PRISM cannot begin at LoRA's standard start, whose lora_B is zero. Start "
-                    "from an emitted adapter (`hyperdp emit`), or from the base model's own "
-                    "leading singular vectors (`hyperdp.private.learners.spectral`).",
+                    "from the base model's own leading singular vectors (`--start spectral`), from "
+                    "what the bundle makes of the public mean (`--start public-mean`), or from a "
+                    "release (`--init RELEASE`).",
                 )
             started[name] = _unflatten(*balance(a, b), lora_a, lora_b)
         self._step, self._moments = 0, {}

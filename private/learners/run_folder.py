@@ -54,7 +54,12 @@ class RunFolder:
             return step, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def remove(self) -> None:
-        """Take the folder away; the run is over."""
+        """Take the folder away; the run is over.
+
+        In an order that leaves, wherever it is killed, a run that is known and has no state.
+        """
+        (self.path / _STATE).unlink(missing_ok=True)
+        (self.path / _SETTINGS).unlink()
         shutil.rmtree(self.path)
 
 
@@ -63,7 +68,7 @@ def run_folder(out: Path, settings: dict[str, Any]) -> Iterator[RunFolder]:
     """Lend the folder of a run, new or as a killed run left it, to one process at a time.
 
     Args:
-        out: where the adapter will be; it must not exist yet.
+        out: where the adapter will be; it must not exist, but by a run killed at its very end.
         settings: all that the promise and the result depend on, in plain JSON types.
 
     Raises:
@@ -71,7 +76,7 @@ def run_folder(out: Path, settings: dict[str, Any]) -> Iterator[RunFolder]:
     """
     out = out.expanduser().resolve()
     path = out.parent / f".{out.name}.run"
-    if out.exists():
+    if out.exists() and not (path / _SETTINGS).exists():
         raise UsageError(
             expected=f"a new folder that can be written at {out}",
             found="it exists already",
@@ -87,6 +92,9 @@ def run_folder(out: Path, settings: dict[str, Any]) -> Iterator[RunFolder]:
                 found="another that is running",
                 todo="Wait for it, or choose another folder.",
             ) from None
+        # What a kill left of a write: released state that no run will go on from.
+        for draft in path.glob(f".{_STATE}.*"):
+            draft.unlink()
         file = path / _SETTINGS
         if not file.exists():
             body = {"run_id": secrets.token_hex(16), "settings": settings}

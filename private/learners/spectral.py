@@ -78,20 +78,32 @@ def residual_base(model: nn.Module, start: Weights) -> Iterator[None]:
 def rebase(weights: Weights, start: Weights) -> Weights:
     """The trained adapter as one for the untouched base: Z - Z0, of rank 2r.
 
+    Where training moved little the two are nearly equal and far larger than their difference; so
+    it is worked out in float64 and split anew, by its own singular values.
+
     Args:
         weights: what training ended with, r.
         start: what it began with, r, and what was taken out of the base.
 
     Returns:
-        A [1, 2r, in, …] and B [1, out, 2r].
+        A [1, 2r, in, …] and B [1, out, 2r], √S in each; zeros beyond what a small site can hold.
     """
-    return {
-        name: (
-            torch.cat([weights[name][0], start[name][0]], 1),
-            torch.cat([weights[name][1], -start[name][1]], 2),
-        )
-        for name in weights
-    }
+    return {name: _difference(weights[name], start[name]) for name in weights}
+
+
+def _difference(end: tuple[Tensor, Tensor], start: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    (a, b), (a_0, b_0) = end, start
+    rows = torch.cat([a[0].flatten(1), a_0[0].flatten(1)]).double()  # [2r, in]
+    columns = torch.cat([b[0], -b_0[0]], 1).double()  # [out, 2r]
+    q_in, r_in = torch.linalg.qr(rows.T)
+    q_out, r_out = torch.linalg.qr(columns)
+    u, s, v = torch.linalg.svd(r_out @ r_in.T, full_matrices=False)
+    root = s.sqrt()
+    new_a, new_b = rows.new_zeros(rows.shape), columns.new_zeros(columns.shape)
+    new_a[: len(s)] = root[:, None] * (v @ q_in.T)
+    new_b[:, : len(s)] = (q_out @ u) * root
+    shape = (1, len(rows), *a.shape[2:])
+    return new_a.reshape(shape).to(a.dtype), new_b[None].to(b.dtype)
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from hyperdp.bundle import Bundle
 from hyperdp.errors import BundleError, UsageError
-from hyperdp.family import Family
 from hyperdp.lora import Weights, describe_sites
 from hyperdp.private.emit import adapter_weights
-from hyperdp.private.finetune import fresh_adapter
+from hyperdp.private.finetune import Tunable, fresh_adapter
+from hyperdp.private.forms import Form
 from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.learners.gradients import per_example_gradients, record_losses
+from hyperdp.private.learners.spectral import spectral_start
 from hyperdp.private.released import Release
+from hyperdp.text_bundle import TextBundle
 
 _PUBLIC_NOISE_STD = 5e-4  # a public mean has no noise: the lowest level that ρ has seen
 _MIXING = 1e-4  # relative; what another order of sums can make of a gradient
 
 
-def site_names(config: FitConfig, bundle: Bundle) -> list[str]:
+def site_names(config: FitConfig, bundle: Bundle | TextBundle) -> list[str]:
     """The LoRA sites that a configuration asks for.
 
     Raises:
@@ -35,7 +39,9 @@ def site_names(config: FitConfig, bundle: Bundle) -> list[str]:
     return [name for name in legal if name in wanted]
 
 
-def start_weights(config: FitConfig, bundle: Bundle, release: Release | None) -> Weights:
+def start_weights(
+    config: FitConfig, bundle: Bundle | TextBundle, release: Release | None
+) -> Weights:
     """The adapter that a fit begins with; public, or a function of an earlier release.
 
     Args:
@@ -48,9 +54,18 @@ def start_weights(config: FitConfig, bundle: Bundle, release: Release | None) ->
 
     Raises:
         BundleError: the release was made with another bundle.
-        UsageError: the release is labelled; a site that is none.
+        UsageError: the release is labelled; a site that is none; a start that the method cannot
+            use, or whose rank the base does not have.
     """
     names = site_names(config, bundle)
+    if release is None and config.start == "spectral":
+        if config.method == "projected":
+            raise UsageError(
+                expected="a start in the public subspace for the method projected",
+                found="start='spectral'",
+                todo="Start from LoRA's standard start (fresh), the public mean or a release.",
+            )
+        return spectral_start(bundle.base.model, names, config.rank)
     if release is None and config.start == "fresh" and config.method != "projected":
         # The one random choice outside the noise; torch seeds this from the operating system.
         rng = torch.Generator()
@@ -77,17 +92,16 @@ def start_weights(config: FitConfig, bundle: Bundle, release: Release | None) ->
     return {name: (emitted[name][0].clone(), emitted[name][1] * scale) for name in names}
 
 
-def check_separate(family: Family, weights: Weights, *, microbatch: int) -> None:
+def check_separate(family: Tunable, weights: Weights, form: Form, *, microbatch: int) -> None:
     """Refuse a base model in which one record changes another's gradient. Reads no private data.
 
     Raises:
         BundleError: a gradient on public noise changes with its companions.
     """
     count = max(2, microbatch)
-    noise = torch.Generator().manual_seed(0)
-    images = torch.rand(count, *family.image_shape, generator=noise) * 2 - 1
+    images = torch.from_numpy(form.probes(count))
     other = images.clone()
-    other[count // 2 :] = 1.0
+    other[count // 2 :] = max(value for value in form.extremes() if math.isfinite(value))
     first, second = (
         per_example_gradients(
             family.model,

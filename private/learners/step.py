@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hyperdp.family import Family
 from hyperdp.lora import Weights
+from hyperdp.private.finetune import Tunable
 from hyperdp.private.learners.clipping import Total, clipped_sum
 from hyperdp.private.learners.config import FitConfig, Pace
 from hyperdp.private.learners.gradients import per_example_gradients, record_losses
@@ -34,7 +34,7 @@ class PrivateStep:
         normal: the noise; on a private path always `SystemNormal`.
     """
 
-    family: Family
+    family: Tunable
     rule: StepRule
     config: FitConfig
     noise_multiplier: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from hyperdp.budget import Unit
 from hyperdp.errors import DataError, HyperdpError
+from hyperdp.private.forms import Form
 from hyperdp.private.learners.poisson import PoissonSampler, choose_each
-from hyperdp.private.records import Record
+from hyperdp.private.records import AnyRecord
 
 
 class Units:
@@ -31,21 +33,21 @@ class Units:
         return "Units(private)"
 
     @classmethod
-    def read(cls, records: Iterable[Record], *, shape: tuple[int, int, int], unit: Unit) -> Units:
+    def read(cls, records: Iterable[AnyRecord], *, form: Form, unit: Unit) -> Units:
         """Read every record once.
 
         Args:
             records: private.
-            shape: (C, H, W) of the bundle.
+            form: of the bundle's records.
             unit: "record", or "user" where records name theirs.
 
         Raises:
-            DataError: a record of another shape or without its user; or one that cannot be read,
+            DataError: a record of another form or without its user; or one that cannot be read,
                 whose own error is passed on only where it is hyperdp's.
         """
-        found: tuple[list[NDArray[np.float32]], dict[str, list[int]]] | None = None
+        found: tuple[list[NDArray[Any]], dict[str, list[int]]] | None = None
         try:
-            found = _read(records, shape, unit)
+            found = _read(records, form, unit)
         except HyperdpError:
             raise
         except Exception:  # noqa: BLE001, S110  # even its type may depend on a record
@@ -57,13 +59,13 @@ class Units:
                 todo="Try the reader on public data of the same form. The budget is spent.",
             )
         images, users = found
-        stacked = np.stack(images) if images else np.zeros((0, *shape), dtype=np.float32)
+        stacked = np.stack(images) if images else np.zeros((0, *form.shape), dtype=form.dtype)
         members = [[i] for i in range(len(images))] if unit == "record" else list(users.values())
         return cls(torch.from_numpy(stacked), members)
 
     @property
     def images(self) -> Tensor:
-        """Every record, float32 [N, C, H, W] in [-1, 1]; a NaN stays one."""
+        """Every record: float32 [N, C, H, W] in [-1, 1], where a NaN stays one, or int64 [N, L]."""
         return self._images
 
     @property
@@ -72,7 +74,7 @@ class Units:
         return self._members
 
     def batch(self, sampler: PoissonSampler) -> Tensor:
-        """One record of each unit of a Poisson sample: float32 [b, C, H, W], b >= 0."""
+        """One record of each unit of a Poisson sample: [b, …] of `images`, b >= 0."""
         chosen = sampler.draw(len(self._members))
         within = choose_each(self._sizes[chosen])
         rows = [self._members[u][w] for u, w in zip(chosen, within, strict=True)]
@@ -80,16 +82,18 @@ class Units:
 
 
 def _read(
-    records: Iterable[Record], shape: tuple[int, int, int], unit: Unit
-) -> tuple[list[NDArray[np.float32]], dict[str, list[int]]]:
-    images: list[NDArray[np.float32]] = []
+    records: Iterable[AnyRecord], form: Form, unit: Unit
+) -> tuple[list[NDArray[Any]], dict[str, list[int]]]:
+    images: list[NDArray[Any]] = []
     users: dict[str, list[int]] = {}
     for record in records:
-        if record.image.shape != tuple(shape) or record.image.dtype != np.float32:
+        values = form.values(record)
+        if values is None:
+            dtype = np.dtype(form.dtype).name
             raise DataError(
-                expected=f"every image to be converted to float32 {tuple(shape)} by the reader",
+                expected=f"every {form.noun} to be converted to {dtype} {form.shape} by the reader",
                 found="another shape or type",
-                todo="Read the data with the bundle's image shape.",
+                todo=f"Read the data with the bundle's {form.noun} shape.",
             )
         if unit == "user":
             if not isinstance(record.unit, str) or not record.unit.strip():
@@ -99,5 +103,6 @@ def _read(
                     todo="Name the column of users, or protect records instead.",
                 )
             users.setdefault(record.unit, []).append(len(images))
-        images.append(np.clip(record.image, -1, 1))  # a NaN stays one, and counts as zero later
+        # A NaN stays one, and counts as zero later.
+        images.append(np.clip(values, -1, 1) if form.vocab_size is None else values)
     return images, users

@@ -1,0 +1,117 @@
+"""One DP-SGD LoRA for each class of labelled records, together at the price of one.
+
+A record has one label, out of a public list, and touches the adapter of its class alone. This is
+one DP-SGD run over the stacked adapters, in which a record's gradient is zero outside its own
+block, so that the stacked sum has the sensitivity C of a single one. It is also parallel
+composition: under add-remove, neighbours differ in one record, hence in one class; the fits of all
+other classes have the same law on both, and are independent of that one (docs/learners.md;
+McSherry 2009, theorem 4).
+
+It does not hold under replace-one, where a record may leave one class and come into another, nor
+for users with records in several classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hyperdp.budget import PrivacyBudget
+from hyperdp.bundle import Bundle
+from hyperdp.errors import UsageError
+from hyperdp.eval.study import to_records
+from hyperdp.ledger import Ledger
+from hyperdp.lora import Weights, pick
+from hyperdp.private.learners.config import FitConfig
+from hyperdp.private.learners.fit import fit
+
+Progress = Callable[[int, int], None]
+
+
+def class_config(values: dict[str, Any], *, n: int, classes: int) -> FitConfig:
+    """The settings of each class's fit, from public numbers alone.
+
+    Args:
+        values: of `FitConfig`, with `share` in place of `size` and `expected_batch`: the expected
+            batch over the size.
+        n: records of all classes, public in a benchmark.
+        classes: L.
+
+    Returns:
+        Settings with size n / L: how many records a class really has stays private, and a wrong
+        size costs accuracy, never privacy.
+    """
+    known = {field.name for field in dataclasses.fields(FitConfig)} | {"share"}
+    if unknown := sorted(set(values) - known | set(values) & {"size", "expected_batch"}):
+        raise UsageError(
+            expected="[lora] with `share` and values of FitConfig other than size and batch",
+            found=", ".join(unknown),
+            todo="Correct the recipe.",
+        )
+    own = dict(values)
+    share, size = own.pop("share", 0.25), max(1, n // classes)
+    return FitConfig(**own, size=size, expected_batch=min(size, max(1, round(share * size))))
+
+
+def class_fits(
+    bundle: Bundle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    config: FitConfig,
+    budget: PrivacyBudget,
+    progress: Progress,
+) -> list[Weights]:
+    """Trains an adapter on each class's records; all of them together cost `budget`.
+
+    Args:
+        bundle: its base model.
+        images: float32 [n, C, H, W], private.
+        labels: int64 [n] in 0 … L - 1, private.
+        classes: L; a class without records is trained all the same, on noise alone, as its absence
+            is private.
+        config: of every class, see `class_config`.
+        budget: ε and δ under add-remove, unit record.
+        progress: called with (steps done, steps of all classes).
+
+    Returns:
+        L adapters, each A [1, r, in, …] and B [1, out, r] in its group.
+
+    Raises:
+        UsageError: another adjacency or unit, for which the classes do not compose in parallel.
+    """
+    if (budget.adjacency, budget.unit) != ("add-remove", "record"):
+        raise UsageError(
+            expected="add-remove adjacency with the record as the unit",
+            found=f"{budget.adjacency}, unit {budget.unit}",
+            todo="Under these one unit may touch several classes, and their budgets add up.",
+        )
+    total = classes * config.steps
+    made = []
+
+    def tell(number: int, done: int, _steps: int, _epsilon: float) -> None:
+        progress(number * config.steps + done, total)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        for c in range(classes):
+            found = fit(
+                to_records(images[labels == c]),
+                bundle=bundle,
+                config=config,
+                budget=budget,
+                ledger=Ledger(Path(scratch) / f"ledger-{c}.db"),
+                out=Path(scratch) / f"adapter-{c}",
+                # A dataset has one ledger; each class of each cell is a new one.
+                dataset=f"labelled {secrets.token_hex(16)}",
+                progress=partial(tell, c),
+            )
+            made.append(pick(found.weights, 0))
+    return made

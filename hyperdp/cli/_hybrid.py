@@ -1,0 +1,101 @@
+"""`hyperdp pretrain hybrid`: which share of a budget steps should get, from public tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import tomllib
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hyperdp.cli._bars import counting_bar
+from hyperdp.errors import UsageError
+
+
+def hybrid_command(
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder, or a shipped one's name.")],
+    recipe: Annotated[
+        str, typer.Option(help="What is tried: a TOML file, or a shipped recipe's name.")
+    ] = "hybrid-glyphs",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of hybrid.json; the bundle's own by default."),
+    ] = None,
+    tasks: Annotated[int, typer.Option(min=1, help="Held-out public tasks.")] = 6,
+    corpus: Annotated[
+        str, typer.Option(help="The public corpus: `glyphs`, or `sample`, which ships for tests.")
+    ] = "glyphs",
+    microbatch: Annotated[int, typer.Option(min=1, help="Records in memory at once.")] = 32,
+    work: Annotated[
+        Path, typer.Option(help="Folder where measurements are kept, to go on after a kill.")
+    ] = Path("runs/hybrid"),
+    seed: Annotated[int, typer.Option(help="Of the draws of public tasks.")] = 0,
+) -> None:
+    """Find, on held-out public tasks, how `private --refine` should split a budget.
+
+    Every candidate is a real hybrid with a ledger of its own: hours for the shipped recipe.
+    The table names the bundle by its hash and is refused beside any other.
+
+    Example: hyperdp pretrain hybrid glyphs
+    """
+    import torch
+
+    from hyperdp.bundle import load_bundle
+    from hyperdp.eval.bench_recipe import RECIPES
+    from hyperdp.eval.hybrid_search import read_search, search_hybrid
+    from hyperdp.eval.results import provenance
+    from hyperdp.hybrid_table import HybridTable
+    from hyperdp.pretrain.recipe import open_recipe_corpus
+    from hyperdp.pretrain.tasks import TaskMix, TaskSampler
+    from hyperdp.private.learners.config import Pace
+
+    path = Path(recipe) if Path(recipe).is_file() else RECIPES / f"{recipe}.toml"
+    try:
+        search = read_search(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            expected="a recipe: a TOML file or a shipped name",
+            found=f"{recipe!r} ({error})",
+            todo="The shipped one is hybrid-glyphs; see eval/recipes.",
+        ) from error
+    loaded = load_bundle(bundle)
+    folder = out if out is not None else loaded.path
+    folder.mkdir(parents=True, exist_ok=True)
+    sampler = TaskSampler(open_recipe_corpus({"corpus": corpus}), 1, TaskMix(everything=0.0))
+
+    def draw(index: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(1_000_003 * seed + index)  # a task's own
+        return sampler.draw(1, search.records, rng)[0]
+
+    began = time.monotonic()
+    with counting_bar() as bar:
+        step = bar.add_task("hybrids on public tasks", total=None)
+        cells = search_hybrid(
+            loaded,
+            {f"{corpus} {seed}-{index}": partial(draw, index) for index in range(tasks)},
+            search,
+            work / f"hybrid-{loaded.hash[:12]}.jsonl",
+            pace=Pace(microbatch=microbatch),
+            progress=lambda done, total: bar.update(step, completed=done, total=total),
+        )
+    facts = {
+        **provenance(),
+        "seconds": round(time.monotonic() - began),
+        "search": dataclasses.asdict(search),
+    }
+    table = HybridTable(
+        bundle=loaded.name,
+        bundle_hash=loaded.hash,
+        delta=search.delta,
+        cells=cells,
+        made=facts,
+    )
+    for cell in cells:
+        typer.echo(
+            f"{cell.method} n={cell.size} ε={cell.epsilon:g}: f={cell.fraction:g}, recovered gain "
+            f"{cell.gain:.2f} against {cell.one_shot:.2f} of one release alone"
+        )
+    typer.echo(f"table in {table.save(folder)}")

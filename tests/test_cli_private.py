@@ -1,0 +1,113 @@
+"""What `hyperdp private` says and does beyond release and emit: the guard, and public records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hyperdp.bundle import Bundle
+from hyperdp.cli._app import run
+from hyperdp.guard import LEVEL
+from hyperdp.ledger import Ledger
+from hyperdp.lora import load_peft
+from hyperdp.private.release import Release
+from tests.guards import gaussian_guard
+from tests.worlds import tiny_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "config"))
+    return tiny_bundle(tmp_path / "bundle")
+
+
+def images(path: Path, count: int, seed: int) -> Path:
+    drawn = np.random.default_rng(seed).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    np.savez(path, images=drawn)
+    return path
+
+
+def private(tmp_path: Path, name: str, *more: str) -> int:
+    data = images(tmp_path / "data.npz", 200, 0)
+    words = [str(data), "-e", "4", "-d", "1e-4", "-b", str(tmp_path / "bundle")]
+    place = ["-o", str(tmp_path / name), "-l", str(tmp_path / f"{name}.db"), "--dataset", name]
+    return run(["private", *words, *place, *more])
+
+
+def test_it_says_what_emit_says_of_foreign_data(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert private(tmp_path, "a") == 0
+    assert "was not judged" in capsys.readouterr().out
+    guard = gaussian_guard(bundle.hash)
+    mean = Release.load(tmp_path / "a" / "release").mean().double().numpy()
+    offset = mean - guard.calibration.mean(0)
+    near = dataclasses.replace(
+        guard, reference=guard.reference + offset, calibration=guard.calibration + offset
+    )
+    near.save(bundle.path)
+    assert private(tmp_path, "b") == 0
+    said = capsys.readouterr().out
+    assert (
+        "Not told apart from public tasks (p = " in said and f"flagged at {LEVEL:g} or less" in said
+    )
+    far = dataclasses.replace(
+        near,
+        foreign=near.reference,
+        reference=near.reference + 0.9,
+        calibration=near.calibration + 0.9,
+    )
+    far.save(bundle.path)
+    assert private(tmp_path, "c", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["guard"]["flagged"] and facts["guard"]["p_value"] <= LEVEL
+    words = ["emit", str(tmp_path / "c" / "release"), "-b", str(bundle.path), "--json"]
+    assert run([*words, "-o", str(tmp_path / "again")]) == 0
+    assert json.loads(capsys.readouterr().out)["guard"] == facts["guard"]
+    dataclasses.replace(far, bundle_hash="cd" * 32).save(bundle.path)
+    assert private(tmp_path, "d") == 2  # before anything is spent
+    assert not (tmp_path / "d").exists()
+
+
+def test_public_records_mean_what_they_mean_to_emit(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    public = images(tmp_path / "public.npz", 120, 1)
+    more = ["--public", str(public), "--public-steps", "2"]
+    assert private(tmp_path, "a", *more) == 0
+    words = ["emit", str(tmp_path / "a" / "release"), "-b", str(bundle.path)]
+    assert run([*words, *more, "-o", str(tmp_path / "same")]) == 0
+    assert run([*words, "-o", str(tmp_path / "plain")]) == 0
+    ours, same, plain = (
+        load_peft(folder)
+        for folder in (tmp_path / "a" / "adapter", tmp_path / "same", tmp_path / "plain")
+    )
+    assert all(torch.equal(ours[name][1], same[name][1]) for name in ours)
+    assert not all(torch.equal(ours[name][1], plain[name][1]) for name in ours)
+
+
+@pytest.mark.parametrize("which", ["none", "the data itself"])
+def test_bad_public_records_are_refused_before_anything_is_spent(
+    which: str, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / ("nothing.npz" if which == "none" else "data.npz")
+    assert private(tmp_path, "a", "--public", str(source)) == 2
+    assert "error:" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    path = tmp_path / "a.db"
+    assert not path.exists() or not Ledger(path).history()
+
+
+def test_public_records_do_not_go_with_private_steps(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    public = images(tmp_path / "public.npz", 120, 1)
+    more = ["--public", str(public), "--refine", "prism", "--size", "200"]
+    assert private(tmp_path, "a", *more) == 2
+    assert "--refine and --public" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
