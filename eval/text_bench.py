@@ -1,0 +1,275 @@
+"""The text bench: perplexity of every method on every private set, and where secrets rank."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hyperdp.budget import PrivacyBudget
+from hyperdp.errors import UsageError
+from hyperdp.eval.bench_recipe import at_size
+from hyperdp.eval.canaries import Ranks, make_canaries, rank_canaries
+from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows, to_markdown
+from hyperdp.eval.rivals import fit_records
+from hyperdp.eval.study import Progress
+from hyperdp.eval.text_recipe import TextBenchConfig
+from hyperdp.eval.text_sets import TextSet, load_text_set
+from hyperdp.eval.text_study import (
+    control_weights,
+    lora_weights,
+    nats,
+    perplexity,
+    recovered,
+    release_documents,
+    released_weights,
+    to_tokens,
+)
+from hyperdp.lora import Weights, pick
+from hyperdp.private.readers import open_text_dataset
+from hyperdp.private.records import TextRecord
+from hyperdp.private.release import Release
+from hyperdp.private.reweight import adapt_on_public
+from hyperdp.text_bundle import MODEL, TextBundle, open_bundle
+
+GAIN = ("perplexity", "recovered_gain")
+SECRETS = ("canaries_found", "exposure_max", "exposure_mean", "smallest_p")
+REFERENCES = ("base", "lora", "public_mean")
+SHARED, REWEIGHTED = "shared", "reweighted"  # where the recipe names public documents
+BASE_ONLY = ("base", "lora")  # what encoder and hypernetwork have no part in
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCell:
+    """One cell of a text table; n and ε are None where the method does not depend on them."""
+
+    private_set: str
+    method: str
+    n: int | None
+    epsilon: float | None
+    seed: int
+
+
+def text_cells(config: TextBenchConfig, sizes: dict[str, int]) -> Iterator[TextCell]:
+    """The cells of a recipe, in the order that they are measured in.
+
+    Args:
+        config: the recipe.
+        sizes: private set → size of its pool; cells with more records are left out.
+    """
+    for name in config.private_sets:
+        fixed = ("base", "lora") if config.canaries else REFERENCES
+        fixed = (*fixed, SHARED) if config.public else fixed
+        once = ("hyper", REWEIGHTED) if config.public else ("hyper",)
+        for method in fixed:
+            n = config.n[0] if config.canaries else None
+            yield TextCell(private_set=name, method=method, n=n, epsilon=None, seed=config.seeds[0])
+        for n in config.n:
+            for epsilon in config.epsilon if n <= sizes[name] else ():
+                for seed in config.seeds:
+                    controls = () if config.canaries else ("other_task",)
+                    for method in (*once, *controls, *config.fits):
+                        yield TextCell(
+                            private_set=name, method=method, n=n, epsilon=epsilon, seed=seed
+                        )
+
+
+class TextBench:
+    """Measures the cells of one recipe.
+
+    Args:
+        config: the recipe.
+        bundle: it names.
+    """
+
+    def __init__(self, config: TextBenchConfig, bundle: TextBundle) -> None:
+        self.config, self.bundle = config, bundle
+        self.sets: dict[str, TextSet] = {name: load_text_set(name) for name in config.private_sets}
+        self.found: dict[str, dict[str, float]] = {name: {} for name in self.sets}
+        self._releases: dict[tuple[str, int | None, float | None, int], Release] = {}
+
+    @cached_property
+    def public(self) -> Tensor:
+        """The public documents of `shared` and `reweighted`, int64 [N, L]."""
+        texts = open_text_dataset(self.config.public, encode=self.bundle.base.tokenizer.encode)
+        return torch.stack([torch.from_numpy(record.tokens) for record in texts.records()])
+
+    def figures(self, cell: TextCell, progress: Progress | None = None) -> dict[str, float]:
+        """Metric → value of one cell."""
+        data = self.sets[cell.private_set]
+        if self.config.canaries:
+            return self._secrets(cell, data, progress)
+        weights = self._weights(cell, data.documents(cell.n or len(data.pool), seed=cell.seed),
+                                progress)  # fmt: skip
+        value = nats(self.bundle, weights, to_tokens(self.bundle, data.reference))
+        known = self.found[cell.private_set]
+        if cell.method in REFERENCES:
+            known[cell.method] = value
+        figures = {"nats": value, "perplexity": perplexity(value)}
+        if cell.method not in ("base", "lora"):
+            if missing := {"base", "lora"} - set(known):
+                raise UsageError(
+                    expected=f"base and lora measured on {cell.private_set}, for the gain",
+                    found=f"no row of {' and '.join(sorted(missing))}",
+                    todo="Measure these first, or leave out --method.",
+                )
+            if known["lora"] < known["base"]:  # else there is no gain to recover
+                figures["recovered_gain"] = recovered({**known, cell.method: value}, cell.method)
+        return figures
+
+    def _secrets(
+        self, cell: TextCell, data: TextSet, progress: Progress | None
+    ) -> dict[str, float]:
+        c = self.config
+        secrets = make_canaries(c.canaries, c.candidates, seed=cell.seed)
+        planted = [text for text in secrets.planted for _ in range(c.repeats)]
+        documents = data.documents((cell.n or 0) - len(planted), seed=cell.seed) + planted
+        weights = self._weights(cell, documents, progress)
+        ranks: Ranks = rank_canaries(self.bundle, weights, secrets)
+        return {
+            "canaries_found": float(ranks.found),
+            "exposure_max": max(ranks.exposures),
+            "exposure_mean": sum(ranks.exposures) / len(ranks.exposures),
+            "smallest_p": ranks.smallest_p,
+        }
+
+    def _weights(self, cell: TextCell, documents: list[str], progress: Progress | None) -> Weights:
+        if cell.method == "base":
+            return {}
+        if cell.method == "public_mean":
+            return control_weights(self.bundle, "public_mean")
+        tokens = to_tokens(self.bundle, documents)
+        if cell.method in ("lora", SHARED):
+            own = cell.method == "lora"
+            settings = self.config.finetune if own else self.config.shared
+            records = tokens if own else self.public
+            return lora_weights(self.bundle, records, settings, seed=cell.seed, progress=progress)
+        budget = PrivacyBudget(epsilon=float(cell.epsilon or 0), delta=self.config.delta)
+        if cell.method in self.config.fits:
+            rival = at_size(self.config.fits[cell.method], len(documents))
+            records_of = [TextRecord(tokens=row) for row in tokens.numpy()]
+            return fit_records(self.bundle, records_of, rival, budget, progress=progress)
+        return self._read(cell, tokens, budget, progress)
+
+    def _read(
+        self, cell: TextCell, tokens: Tensor, budget: PrivacyBudget, progress: Progress | None
+    ) -> Weights:
+        """What a method makes of a release; one for all, so that what differs is the method."""
+        key = (cell.private_set, cell.n, cell.epsilon, cell.seed)
+        if key not in self._releases:
+            self._releases[key] = release_documents(self.bundle, tokens, budget)
+        made = self._releases[key]
+        if cell.method == REWEIGHTED:
+            z, level = made.mean(), made.mean_noise_std()
+            settings = self.config.reweight
+            found = adapt_on_public(self.bundle, z, level, self.public, settings, progress=progress)
+            return pick(found, 0)
+        if cell.method == "other_task":  # at the noise level of such a release
+            level_of = float(made.mean_noise_std()[0])
+            return control_weights(self.bundle, "other_task", noise_std=level_of)
+        return released_weights(self.bundle, made)
+
+
+def open_text_bundle(name_or_path: str | Path) -> TextBundle:
+    """A text bundle by name or folder.
+
+    Raises:
+        UsageError: the bundle is none of text. BundleError: unknown or damaged.
+    """
+    bundle = open_bundle(name_or_path)
+    if not isinstance(bundle, TextBundle):
+        raise UsageError(
+            expected="a bundle of texts",
+            found=f"{bundle.name!r}, which is of images",
+            todo="Name another, such as text-tiny.",
+        )
+    return bundle
+
+
+def row_name(bundle: TextBundle, method: str) -> str:
+    """How rows of a method name a bundle: by its hash, or by its base model's where that is all."""
+    if method in BASE_ONLY:
+        digest = hashlib.sha256((bundle.path / MODEL / "model.safetensors").read_bytes())
+        digest.update("\n".join(bundle.config.sites).encode())  # where LoRA goes
+        return f"{bundle.name} {MODEL} {digest.hexdigest()[:12]}"
+    return f"{bundle.name} {bundle.hash[:12]}"
+
+
+def run_text_bench(
+    config: TextBenchConfig,
+    path: Path,
+    on_cell: Callable[[TextCell, int, int], Progress],
+    methods: list[str] | None = None,
+) -> list[Row]:
+    """Measures every cell that `path` does not hold yet.
+
+    Args:
+        config: the recipe.
+        path: JSONL of rows.
+        on_cell: called with (cell, number, cells); returns a progress callback.
+        methods: only these; all when None. A gain needs `base` and `lora` measured before.
+
+    Returns:
+        All rows of this recipe and bundle.
+
+    Raises:
+        UsageError: the bundle is none of text.
+    """
+    bundle = open_text_bundle(config.bundle)
+    bench = TextBench(config, bundle)
+    sizes = {name: len(data.pool) for name, data in bench.sets.items()}
+    cells = [c for c in text_cells(config, sizes) if methods is None or c.method in methods]
+    rows = stored_text_rows(config, path, bundle)
+    for row in rows:
+        if row.method in REFERENCES and row.metric == "nats":
+            bench.found[row.private_set][row.method] = row.value
+    done = {(r.private_set, r.method, r.n, r.epsilon, r.seed) for r in rows}
+    origin = provenance()
+    for number, cell in enumerate(cells):
+        if (cell.private_set, cell.method, cell.n, cell.epsilon, cell.seed) in done:
+            continue
+        progress, began = on_cell(cell, number, len(cells)), time.monotonic()
+        figures = bench.figures(cell, progress)
+        fresh = [
+            Row(
+                bench=config.bench,
+                base=row_name(bundle, cell.method),
+                private_set=cell.private_set,
+                method=cell.method,
+                n=cell.n,
+                epsilon=cell.epsilon,
+                seed=cell.seed,
+                delta=None if cell.epsilon is None else config.delta,
+                metric=metric,
+                value=value,
+                seconds=round(time.monotonic() - began, 2),
+                peak_rss_mb=peak_rss_mb(),
+                **origin,
+            )
+            for metric, value in figures.items()
+        ]
+        append_rows(path, fresh)
+        rows += fresh
+    return rows
+
+
+def stored_text_rows(config: TextBenchConfig, path: Path, bundle: TextBundle) -> list[Row]:
+    """The rows of a file that are of this recipe, its sets and its bundle."""
+    return [
+        row
+        for row in read_rows(path)
+        if row.bench == config.bench
+        and row.private_set in config.private_sets
+        and row.base == row_name(bundle, row.method)
+    ]
+
+
+def text_table(config: TextBenchConfig, rows: list[Row]) -> str:
+    """The table of a recipe's rows, Markdown."""
+    return to_markdown(rows, SECRETS if config.canaries else GAIN)

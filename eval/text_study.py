@@ -1,0 +1,141 @@
+"""One method on one private set of documents: releases, adapters, perplexity."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hyperdp.budget import PrivacyBudget
+from hyperdp.eval.study import CONTROL_NOISE_STD, Progress
+from hyperdp.ledger import Ledger
+from hyperdp.lora import Weights, adapters, describe_sites, pick
+from hyperdp.private.emit import adapter_weights
+from hyperdp.private.finetune import FinetuneConfig, finetune_lora
+from hyperdp.private.records import TextRecord
+from hyperdp.private.release import Release, release
+from hyperdp.text_bundle import TextBundle
+
+BATCH = 32
+
+
+def to_tokens(bundle: TextBundle, documents: Sequence[str]) -> Tensor:
+    """Documents as the bundle's tokens, int64 [N, L]."""
+    return torch.from_numpy(bundle.base.tokenizer.encode_all(list(documents)))
+
+
+@torch.no_grad()
+def document_losses(bundle: TextBundle, weights: Weights, tokens: Tensor) -> Tensor:
+    """Each document's own loss under an adapter.
+
+    Args:
+        bundle: its base model.
+        weights: one adapter, or {}.
+        tokens: int64 [N, L].
+
+    Returns:
+        float32 [N], nats a token.
+    """
+    with adapters(bundle.base.model, weights):
+        return torch.cat([bundle.base.loss(part) for part in torch.split(tokens, BATCH)])
+
+
+def nats(bundle: TextBundle, weights: Weights, tokens: Tensor) -> float:
+    """Mean loss a token over all tokens of some documents: the logarithm of the perplexity.
+
+    Args:
+        bundle: its base model.
+        weights: one adapter, or {}.
+        tokens: int64 [N, L].
+    """
+    lengths = (tokens[:, 1:] >= 0).sum(1)  # [N]
+    losses = document_losses(bundle, weights, tokens)
+    return float((losses * lengths).sum() / lengths.sum())
+
+
+def recovered(values: Mapping[str, float], method: str) -> float:
+    """The recovered gain in log perplexity: 0 for the base, 1 for non-private LoRA.
+
+    Args:
+        values: method → nats; `base` and `lora` among them.
+        method: which.
+    """
+    return (values["base"] - values[method]) / (values["base"] - values["lora"])
+
+
+def perplexity(value: float) -> float:
+    """Exp of nats a token."""
+    return math.exp(value)
+
+
+def control_weights(
+    bundle: TextBundle, name: str, *, noise_std: float = CONTROL_NOISE_STD
+) -> Weights:
+    """The adapter of a control, which has seen no private document.
+
+    Args:
+        bundle: holds both means.
+        name: `public_mean` or `other_task`.
+        noise_std: the noise level that ρ is told.
+    """
+    mean = {"public_mean": bundle.public_mean, "other_task": bundle.other_task_mean}[name]
+    return pick(adapter_weights(bundle, mean[None], torch.full((1,), noise_std)), 0)
+
+
+def release_documents(
+    bundle: TextBundle,
+    tokens: Tensor,
+    budget: PrivacyBudget,
+    *,
+    folder: Path | None = None,
+) -> Release:
+    """One release by the real code path, with a ledger of its own.
+
+    Args:
+        bundle: its encoder.
+        tokens: int64 [n, L], the private documents.
+        budget: what is spent.
+        folder: keeps `release/` and `ledger.db`; a temporary folder when None.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) if folder is None else folder
+        return release(
+            [TextRecord(tokens=row) for row in tokens.numpy()],
+            bundle=bundle,
+            budget=budget,
+            ledger=Ledger(place / "ledger.db"),
+            out=place / "release",
+            dataset=f"study {secrets.token_hex(16)}",  # a dataset has one ledger, and this is new
+        )
+
+
+def released_weights(bundle: TextBundle, made: Release) -> Weights:
+    """The adapter of an unlabelled release."""
+    return pick(adapter_weights(bundle, made.mean(), made.mean_noise_std()), 0)
+
+
+def lora_weights(
+    bundle: TextBundle,
+    tokens: Tensor,
+    config: FinetuneConfig,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Weights:
+    """Non-private LoRA on the documents, at the bundle's sites: the reference, not private.
+
+    Args:
+        bundle: its base model.
+        tokens: int64 [n, L].
+        config: see `FinetuneConfig`.
+        seed: of start and batches.
+        progress: called with (steps done, steps).
+    """
+    family = bundle.load_base()
+    sites = describe_sites(family.model, bundle.config.sites)
+    return finetune_lora(family, sites, tokens, config, seed=seed, progress=progress)

@@ -1,0 +1,216 @@
+"""Trains text encoder and hypernetwork end to end on meta-tasks, through the base's own loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hyperdp.encoder import clip
+from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
+from hyperdp.lora import adapters, describe_sites
+from hyperdp.pretrain import text_corpus as corpus_module
+from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.provenance import commit, hardware
+from hyperdp.pretrain.text_base import tokenise
+from hyperdp.pretrain.text_corpus import TextCorpus
+from hyperdp.pretrain.text_start import start_encoder
+from hyperdp.pretrain.text_tasks import TextTaskMix, TextTaskSampler
+from hyperdp.pretrain.text_validation import TextValidation
+from hyperdp.text_bundle import TextBundle, TextBundleConfig, save_text_bundle
+from hyperdp.text_encoder import TokenEncoder, build_text_encoder
+from hyperdp.text_family import CausalText
+
+TRUNK = ("inlet.", "blocks.", "norm.", "outlet.")  # of ρ, before its heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextHyperConfig:
+    """Recipe of text encoder and hypernetwork.
+
+    Attributes:
+        name: of the bundle.
+        base: folder of a transformers causal language model (`hyperdp pretrain base`, or any).
+        family: `causal-lm`.
+        length: L, tokens of a record.
+        tasks, queries: G and b of a step.
+        support: documents whose mean embedding conditions the task.
+        support_grad: how many of them carry gradients.
+        noise_low, noise_high: range of the noise std of the mean, log-uniform.
+        words_weight: weight of foretelling the words of the queries from the code.
+        clip_norm: C.
+        start_documents: public documents behind the encoder's start (`pretrain.text_start`); 0 for
+            a random one.
+        encoder_lr: the encoder's learning rate over that of the rest; 0 keeps it as it starts.
+        trunk_lr: that of what lies before ρ's heads, which alone are at the full rate.
+        encoder_kind, encoder: see `hyperdp.text_encoder.TEXT_ENCODERS`.
+        sites: ends of the names of LoRA sites, as PEFT's `target_modules`; all sites when empty.
+        outlet: whether the projection to the vocabulary is one of them.
+    """
+
+    name: str
+    base: str
+    loop: LoopConfig
+    family: str = CausalText.name
+    length: int = 96
+    tasks: int = 8
+    queries: int = 4
+    support: int = 48
+    support_grad: int = 24
+    noise_low: float = 5e-4
+    noise_high: float = 0.2
+    words_weight: float = 0.1
+    clip_norm: float = 1.0
+    start_documents: int = 0
+    encoder_lr: float = 1.0
+    trunk_lr: float = 1.0
+    encoder_kind: str = "tokens"
+    encoder: dict[str, Any] = field(default_factory=dict)
+    hypernetwork: dict[str, Any] = field(default_factory=dict)
+    sites: list[str] = field(default_factory=list)
+    outlet: bool = False
+    mix: TextTaskMix = field(default_factory=TextTaskMix)
+
+
+class WordForetelling(nn.Module):
+    """Foretells from the code which tokens unseen documents of the task have: a unigram model.
+
+    It keeps the code from becoming the same for all tasks, and is thrown away after training.
+    """
+
+    def __init__(self, bottleneck: int, vocab_size: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(bottleneck, vocab_size)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, code: Tensor, tokens: Tensor) -> Tensor:
+        """Nats a token.
+
+        Args:
+            code: float32 [G, bottleneck].
+            tokens: int64 [G, b, L] of unseen documents.
+
+        Returns:
+            A scalar: the mean over documents of each document's mean.
+        """
+        chances = functional.log_softmax(self.head(code).float(), 1)  # [G, V]
+        flat = tokens.flatten(1)  # [G, b·L]
+        each = chances.gather(1, flat.clamp(min=0)).view(tokens.shape)
+        there = tokens >= 0
+        mean = (each * there).sum(2) / there.sum(2).clamp(min=1)
+        return -mean.mean()
+
+
+def train_text_hyper(
+    config: TextHyperConfig, folder: Path, corpus: TextCorpus | None = None, command: str = ""
+) -> TextBundle:
+    """Trains (or goes on training) encoder and hypernetwork; the bundle goes to `folder/bundle`.
+
+    Args:
+        config: the recipe.
+        folder: checkpoint and `log.jsonl` go here.
+        corpus: the public corpus; from the cache when None.
+        command: what was typed, for the record.
+
+    Returns:
+        The bundle.
+    """
+    corpus = corpus_module.open_text_corpus() if corpus is None else corpus
+    base = CausalText.load(Path(config.base), config.length)
+    base.model.requires_grad_(False)
+    if config.loop.bf16:
+        model: Any = base.model
+        model.set_attn_implementation("eager")  # the fused one is slow in it on a CPU
+    tokens = tokenise(corpus, base.tokenizer)
+    torch.manual_seed(config.loop.seed)
+    ends = tuple(config.sites)
+    sites = [name for name in base.sites(outlet=config.outlet) if not ends or name.endswith(ends)]
+    vocab = base.tokenizer.vocab_size
+    values = {"vocab_size": vocab, "text_length": config.length, **config.encoder}
+    encoder = build_text_encoder(config.encoder_kind, values)
+    if config.start_documents and isinstance(encoder, TokenEncoder):
+        public = torch.randperm(int((corpus.split == 0).sum()))[: config.start_documents].numpy()
+        start_encoder(encoder, tokens[np.nonzero(corpus.split == 0)[0][public]])
+    encoder.requires_grad_(config.encoder_lr > 0)
+    k = int(values["embed_dim"])
+    hyper = Hypernetwork(
+        HypernetworkConfig(embed_dim=k, **config.hypernetwork), describe_sites(base.model, sites)
+    )
+    words = WordForetelling(hyper.config.bottleneck, vocab)
+    module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "words": words})
+    sampler = TextTaskSampler(corpus, tokens, 0, config.mix)
+    low, high = math.log(config.noise_low), math.log(config.noise_high)
+
+    def embed(support: Tensor) -> Tensor:
+        """[G, K, L] → mean clipped embedding [G, k]; the first few carry gradients."""
+        grad = min(config.support_grad, support.shape[1])
+        first = clip(encoder(support[:, :grad].flatten(0, 1)).float(), config.clip_norm)
+        with torch.no_grad():
+            rest = clip(encoder(support[:, grad:].flatten(0, 1)).float(), config.clip_norm)
+        both = [part.view(len(support), len(part) // len(support), k) for part in (first, rest)]
+        return torch.cat(both, 1).mean(1)
+
+    def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
+        support, queries = sampler.draw(config.tasks, config.support, config.queries, rng)
+        noise_std = torch.exp(torch.rand(config.tasks, generator=rng) * (high - low) + low)  # [G]
+        mean = embed(support)
+        mean = mean + noise_std[:, None] * torch.randn(mean.shape, generator=rng)
+        with adapters(base.model, hyper(mean, noise_std)):
+            own = base.loss(queries.flatten(0, 1)).mean()
+        foretold = words(hyper.code(mean, noise_std), queries)
+        figures = {"own": float(own.detach()), "words": float(foretold.detach())}
+        return own + config.words_weight * foretold, figures
+
+    validation = TextValidation(
+        corpus,
+        tokens,
+        base,
+        encoder,
+        hyper,
+        mix=config.mix,
+        support=config.support,
+        clip_norm=config.clip_norm,
+        lowest_noise=config.noise_low,
+    )
+    trunk = {f"hypernetwork.{part}": config.trunk_lr for part in TRUNK}
+    scales = {"encoder.": config.encoder_lr, **trunk}
+    loop = Loop(config.loop, module, step, folder, validation, lr_scales=scales)
+    loop.run("hypernetwork")
+    module.eval()
+    training = {
+        "recipe": dataclasses.asdict(config),
+        "command": command,
+        "commit": commit(),
+        "hardware": hardware(),
+        "seconds": round(loop.seconds),
+        "curve": [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()],
+    }
+    return save_text_bundle(
+        folder / "bundle",
+        TextBundleConfig(
+            name=config.name,
+            family=base.name,
+            embed_dim=k,
+            clip_norm=config.clip_norm,
+            text_length=config.length,
+            vocab_size=vocab,
+            sites=sites,
+            encoder_kind=config.encoder_kind,
+            encoder=values,
+            hypernetwork=dataclasses.asdict(hyper.config),
+            public_mean=validation.public_mean().tolist(),
+            other_task_mean=validation.task_means()[0].tolist(),
+        ),
+        encoder=encoder,
+        hypernetwork=hyper,
+        base=base,
+        training=training,
+    )

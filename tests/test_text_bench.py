@@ -1,0 +1,263 @@
+"""Private sets of documents, the text bench and the demo of mail, on an untrained bundle."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyperdp.cli._app import run
+from hyperdp.errors import DataError, UsageError
+from hyperdp.eval import text_bench, text_demo, text_sets
+from hyperdp.eval.mails import mail_body
+from hyperdp.eval.results import read_rows
+from hyperdp.eval.rivals import fit_records
+from hyperdp.eval.text_recipe import RECIPES, read_text_recipe, text_recipe_path
+from hyperdp.eval.text_sets import TextSet, load_text_set, split_documents
+from hyperdp.eval.text_study import nats, recovered, release_documents, to_tokens
+from hyperdp.text_bundle import TextBundle
+from tests.text_world import TEXTS, text_bundle
+from tests.worlds import tiny_bundle
+
+DOCUMENTS = [f"{text} {i}" for i in range(20) for text in TEXTS]
+RECIPE = """
+kind = "text"
+bench = "toy"
+bundle = "{bundle}"
+private_sets = ["toy"]
+n = [40, 5000]
+epsilon = [8.0]
+delta = 1e-5
+seeds = [0, 1]
+{more}
+[finetune]
+rank = 2
+steps = 4
+batch_size = 4
+bf16 = false
+"""
+
+
+def toy() -> TextSet:
+    return split_documents("toy", "Toy sentences.", DOCUMENTS)
+
+
+@pytest.fixture(autouse=True)
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setitem(text_sets.TEXT_SETS, "toy", toy)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> TextBundle:
+    return text_bundle(tmp_path_factory.mktemp("bench") / "b")
+
+
+def recipe(folder: Path, bundle: TextBundle, more: str = "") -> Path:
+    path = folder / "toy.toml"
+    path.write_text(RECIPE.format(bundle=bundle.path, more=more))
+    return path
+
+
+def test_a_split_keeps_every_document_once_and_the_parts_apart():
+    data = split_documents("x", "y", [*DOCUMENTS, DOCUMENTS[0], "  ", ""])
+    assert sorted(data.pool + data.reference) == sorted(DOCUMENTS)
+    assert data.documents(9, seed=3) == data.documents(20, seed=3)[:9]
+    with pytest.raises(UsageError):
+        data.documents(len(data.pool) + 1, seed=0)
+
+
+def test_a_mail_is_its_body_as_a_reader_sees_it():
+    plain = "From a@b Thu\nSubject: s\nX-Secret: header\n\nHello  there\n\n\n\nBob\n"
+    assert mail_body(plain) == "Hello there\n\nBob"
+    html = (
+        "Content-Type: text/html; charset=nonsense\nContent-Transfer-Encoding: quoted-printable\n\n"
+        "<html><style>p {color: red}</style><p>Caf=E9 &amp; more</p><!-- no --></html>"
+    )
+    assert mail_body(html) == "Café & more"
+    both = (
+        'MIME-Version: 1.0\nContent-Type: multipart/alternative; boundary="x"\n\n'
+        "--x\nContent-Type: text/html\n\n<b>marked</b>\n"
+        "--x\nContent-Type: text/plain\n\nplain\n--x--\n"
+    )
+    assert mail_body(both) == "plain"
+    assert mail_body("Content-Type: image/gif\nContent-Transfer-Encoding: base64\n\nR0lGOD==") == ""
+
+
+def test_hard_ham_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = tmp_path / "npm" / "node_modules" / "@stdlib" / "datasets-spam-assassin" / "data"
+    for group in (*text_sets.MAIL_GROUPS, "hard-ham-1"):
+        (data / group).mkdir(parents=True)
+        for i in range(5):
+            raw = f"Subject: s\n\nbody {i} of {group}"
+            (data / group / f"{i}.json").write_text(json.dumps({"text": raw}))
+    monkeypatch.setenv("HYPERDP_CACHE", str(tmp_path))
+    found = load_text_set("spam-assassin")
+    together = " ".join(found.pool + found.reference)
+    assert "easy-ham-2" in together and "hard-ham" not in together and "Subject" not in together
+    monkeypatch.setenv("HYPERDP_CACHE", str(tmp_path / "none"))
+    with pytest.raises(DataError, match="make texts"):
+        load_text_set("spam-assassin")
+    with pytest.raises(UsageError, match="private set"):
+        load_text_set("hard-ham-1")
+
+
+def test_nats_are_those_of_all_tokens_together(bundle: TextBundle):
+    tokens = to_tokens(bundle, TEXTS[:3])
+    total = count = 0.0
+    for row in tokens:
+        ids = row[row >= 0][None]
+        with torch.no_grad():
+            loss = bundle.base.model(input_ids=ids, labels=ids).loss  # transformers' own mean
+        total, count = total + float(loss) * (ids.shape[1] - 1), count + ids.shape[1] - 1
+    assert nats(bundle, {}, tokens) == pytest.approx(total / count, rel=1e-5)
+    assert recovered({"base": 4.0, "lora": 2.0, "hyper": 3.5}, "hyper") == 0.25
+
+
+def test_the_bench_measures_every_cell_once_and_goes_on_where_it_was(
+    bundle: TextBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path, rows_at, page = recipe(tmp_path, bundle), tmp_path / "rows.jsonl", tmp_path / "page.md"
+    page.write_text("<!-- table:toy -->\n<!-- /table:toy -->\n")
+    words = ["bench", str(path), "-o", str(rows_at), "--into", str(page)]
+    assert run(words) == 0
+    rows = read_rows(rows_at)
+    cells = {(r.method, r.n, r.epsilon, r.seed) for r in rows}
+    wanted = {(m, None, None, 0) for m in ("base", "lora", "public_mean")}
+    assert cells == wanted | {(m, 40, 8.0, s) for m in ("hyper", "other_task") for s in (0, 1)}
+    value = {(r.method, r.seed, r.metric): r.value for r in rows}
+    assert value["base", 0, "perplexity"] == pytest.approx(math.exp(value["base", 0, "nats"]))
+    gain = (value["base", 0, "nats"] - value["hyper", 1, "nats"]) / (
+        value["base", 0, "nats"] - value["lora", 0, "nats"]
+    )
+    assert value["hyper", 1, "recovered_gain"] == pytest.approx(gain)
+    assert len({r.base for r in rows if r.method in text_bench.BASE_ONLY}) == 1
+    assert len({r.base for r in rows}) == 2  # the others change with encoder and hypernetwork
+    before = rows_at.read_bytes()
+    rows_at.write_bytes(b"".join(before.splitlines(keepends=True)[:-3]))  # the last cell is lost
+    assert run(words) == 0
+    assert len(read_rows(rows_at)) == len(rows)
+    assert run([*words, "--table-only"]) == 0
+    assert "| toy | hyper | 40 | 8 |" in page.read_text()
+    capsys.readouterr()
+
+
+def test_public_documents_give_two_more_methods_that_read_the_same_release(
+    bundle: TextBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    public = tmp_path / "public.jsonl"
+    public.write_text("".join(json.dumps({"text": f"{t} {i}"}) + "\n"
+                              for i in range(20) for t in TEXTS))  # fmt: skip
+    path = recipe(tmp_path, bundle, f'public = "{public}"')
+    little = "steps = {}\nbatch_size = 4\n"
+    path.write_text(
+        path.read_text().replace("seeds = [0, 1]", "seeds = [0]")
+        + f"[shared]\nrank = 2\n{little.format(3)}[reweight]\n{little.format(2)}lr = 1e-2\n"
+    )
+    made = []
+
+    def spy(*args, **more):
+        made.append(args)
+        return release_documents(*args, **more)
+
+    monkeypatch.setattr(text_bench, "release_documents", spy)
+    assert run(["bench", str(path), "-o", str(tmp_path / "rows.jsonl")]) == 0
+    value = {r.method: r.value for r in read_rows(tmp_path / "rows.jsonl") if r.metric == "nats"}
+    assert len(made) == 1 and len({value[m] for m in ("base", "hyper", "reweighted", "shared")}) > 3
+    assert value["reweighted"] != value["hyper"] and value["shared"] != value["lora"]
+
+
+def test_a_gain_without_its_marks_is_an_error_that_names_them(bundle: TextBundle, tmp_path: Path):
+    config = read_text_recipe(recipe(tmp_path, bundle))
+    with pytest.raises(UsageError, match="base and lora"):
+        text_bench.run_text_bench(
+            config, tmp_path / "r.jsonl", lambda *_: lambda *_: None, ["hyper"]
+        )
+
+
+def test_rivals_are_measured_beside_at_the_size_of_their_cell(
+    bundle: TextBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def spy(own, records, config, budget, **more):
+        asked.append((config.method, config.lr, config.size, len(records), budget.epsilon))
+        return fit_records(own, records, config, budget, **more)
+
+    monkeypatch.setattr(text_bench, "fit_records", spy)
+    path = recipe(tmp_path, bundle)
+    settings = "steps = 2\nexpected_batch = 8\nlr ="
+    path.write_text(
+        path.read_text().replace("seeds = [0, 1]", "seeds = [0]")
+        + f'[fits.dpsgd]\n{settings} 1e-3\n[fits."dpsgd/fast"]\n{settings} 1e-2\n'
+    )
+    assert run(["bench", str(path), "-o", str(tmp_path / "rows.jsonl")]) == 0
+    assert asked == [("dpsgd", lr, 40, 40, 8.0) for lr in (1e-3, 1e-2)]
+    gains = {r.method: r.value for r in read_rows(tmp_path / "rows.jsonl")
+             if r.metric == "recovered_gain"}  # fmt: skip
+    assert {"dpsgd", "dpsgd/fast"} <= set(gains)
+    assert gains["dpsgd"] != gains["dpsgd/fast"]
+    path.write_text(path.read_text().replace("[fits.dpsgd]", "[fits.magic]"))
+    with pytest.raises(UsageError, match="magic"):
+        read_text_recipe(path)
+
+
+def test_secrets_are_planted_among_the_documents(bundle: TextBundle, tmp_path: Path):
+    path = recipe(tmp_path, bundle, "canaries = 4\ncandidates = 60\nrepeats = 2")
+    assert run(["bench", str(path), "-o", str(tmp_path / "rows.jsonl")]) == 0
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert {r.method for r in rows} == {"base", "lora", "hyper"}
+    assert {r.metric for r in rows} == set(text_bench.SECRETS)
+    assert all(r.value <= math.log2(61) for r in rows if r.metric == "exposure_max")
+
+
+def test_a_recipe_says_what_is_wrong_with_it(bundle: TextBundle, tmp_path: Path):
+    path = recipe(tmp_path, bundle)
+    with pytest.raises(UsageError, match="private sets"):
+        read_text_recipe(path, ["other"])
+    path.write_text(path.read_text().replace("seeds", "sead"))
+    with pytest.raises(UsageError, match="sead"):
+        read_text_recipe(path)
+    assert text_recipe_path("glyphs-gain") is None
+    tiny_bundle(tmp_path / "images")
+    with pytest.raises(UsageError, match="of images"):
+        text_bench.open_text_bundle(tmp_path / "images")
+
+
+def test_shipped_recipes_name_sets_that_there_are():
+    for name in ("text-gain", "text-canaries", "text-tune-rivals"):
+        config = read_text_recipe(RECIPES / f"{name}.toml")
+        assert set(config.private_sets) <= set(text_sets.TEXT_SETS)
+
+
+def test_the_demo_leads_from_mail_to_messages_and_a_page(
+    bundle: TextBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(text_demo, "PRIVATE_SET", "toy")
+    monkeypatch.setattr(text_demo.TextDemoConfig, "__init__", _smaller(text_demo.TextDemoConfig))
+    out = tmp_path / "demo"
+    words = ["demo", "--text", "--out", str(out), "--bundle", str(bundle.path)]
+    assert run([*words, "--epsilon", "8", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["perplexity"]) == set(text_demo.LABELS)
+    page = (out / "report.html").read_text()
+    assert "ε = 8" in page and "do not publish" in page and "http" not in page
+    assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    assert (out / "messages-hyper.txt").read_text().count("-----") == 9
+    assert not any(text in page for text in toy().documents(60, seed=0))
+    assert run(words) == 2  # what is there is not overwritten
+
+
+def _smaller(cls):
+    usual = cls.__init__
+
+    def init(self, **values):
+        usual(self, **{"n": 60, **values})
+
+    return init
