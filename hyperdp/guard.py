@@ -25,7 +25,7 @@ Float = npt.NDArray[np.float64]
 
 GUARD_FILE = "guard.safetensors"
 FORMAT = "hyperdp-guard/1"
-LEVEL = 0.02  # p-value at which a release is flagged; half of the false alarms that are allowed
+LEVEL = 0.03  # p-value at which a release is flagged: below the 0.05 of false alarms allowed
 COUNT_WEIGHT = 0.25  # w / C, the same in every release (`hyperdp.mechanism`)
 BANDWIDTH = 0.4  # of the kernels, in units of the means' scatter; 0.2 to 0.8 differ little
 _TENSORS = ("reference", "foreign", "calibration", "spectra", "scatter")
@@ -48,15 +48,16 @@ class Finding:
 
     def sentence(self) -> str:
         """One line for `emit` and the report."""
+        level = f"p = {self.p_value:.2g}, flagged at {LEVEL:g} or less"
         if self.flagged:
             return (
-                f"Unlike the public data (p = {self.p_value:.2g}): the release lies where "
-                "public tasks do not, by more than its noise explains. The bundle was not trained "
-                "for such data, and what the adapter draws may have little to do with it."
+                f"Unlike the public data ({level}): the release lies where public tasks do not, by "
+                "more than its noise explains. The bundle was not trained for such data, and what "
+                "the adapter draws may have little to do with it."
             )
         return (
-            f"Not told apart from public tasks (p = {self.p_value:.2g}): the release lies within "
-            "what the bundle was trained for, as far as its noise lets one see."
+            f"Not told apart from public tasks ({level}): the release lies within what the bundle "
+            "was trained for, as far as its noise lets one see."
         )
 
 
@@ -246,13 +247,15 @@ def load_guard(folder: Path, bundle_hash: str) -> Guard | None:
     return Guard(bundle_hash=found, clip_norm=clip_norm, records=records, **tensors)
 
 
-def check_bundle(path: Path, found: str, bundle_hash: str) -> None:
+def check_bundle(
+    path: Path, found: str, bundle_hash: str, *, command: str = "hyperdp pretrain forecast"
+) -> None:
     """Raises BundleError where what lies beside a bundle was made for another one."""
     if found != bundle_hash:
         raise BundleError(
             expected=f"{path.name} made for this bundle, {bundle_hash[:12]}",
             found=f"one made for bundle {found[:12]}",
-            todo=f"Make it again (`hyperdp pretrain forecast`), or remove {path}.",
+            todo=f"Make it again (`{command}`), or remove {path}.",
         )
 
 

@@ -20,15 +20,18 @@ def forecast_command(
     ] = None,
     tasks: Annotated[int, typer.Option(min=9, help="Held-out public tasks of the table.")] = 24,
     lora_steps: Annotated[
-        int, typer.Option(min=1, help="Steps of non-private LoRA; the benchmark's are 500.")
-    ] = 500,
+        int, typer.Option(min=1, help="Steps of non-private LoRA; the benchmark's are 1500.")
+    ] = 1500,
     fid: Annotated[
         bool, typer.Option("--fid", help="Measure FID too: images for every cell, hours.")
     ] = False,
     samples: Annotated[int, typer.Option(min=64, help="Images of each cell, with --fid.")] = 1000,
     guard: Annotated[bool, typer.Option(help="Make the guard's calibration data.")] = True,
     guard_tasks: Annotated[
-        int, typer.Option(min=100, help="Training tasks, and as many held-out ones, of the guard.")
+        int,
+        typer.Option(
+            min=100, help="Training tasks, and twice as many held-out ones, of the guard."
+        ),
     ] = 600,
     table: Annotated[bool, typer.Option(help="Make the table of the forecast.")] = True,
     corpus: Annotated[
@@ -58,8 +61,8 @@ def forecast_command(
     public = open_recipe_corpus({"corpus": corpus})
     with counting_bar() as bar:
         if guard:
-            step = bar.add_task("guard: tasks", total=2 * guard_tasks)
-            config = GuardConfig(reference=guard_tasks, calibration=guard_tasks, seed=seed)
+            step = bar.add_task("guard: tasks", total=3 * guard_tasks)
+            config = GuardConfig(reference=guard_tasks, calibration=2 * guard_tasks, seed=seed)
             made = make_guard(
                 loaded, public, config, lambda done, _: bar.update(step, completed=done)
             )
