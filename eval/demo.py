@@ -18,8 +18,10 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle, load_bundle
 from hyperdp.errors import UsageError
 from hyperdp.eval.features import EfficientNetLite0, Features, extract
-from hyperdp.eval.flags import Findings, flags
-from hyperdp.eval.gallery import failures_panel, pairs_panel
+from hyperdp.eval.flags import Findings, Flag, flags
+from hyperdp.eval.foreign_flag import foreign_flag
+from hyperdp.eval.foretold import ForetoldLine, foretell_releases
+from hyperdp.eval.gallery import failures_panel, pairs_panel, side_by_side
 from hyperdp.eval.metrics.fid import fid, kid
 from hyperdp.eval.metrics.interval import Interval, fid_interval
 from hyperdp.eval.metrics.precision_recall import SHARES, ManifoldScores, manifold_scores
@@ -39,6 +41,7 @@ from hyperdp.private.release import Release, release
 SIZES = (128, 2000)
 PRIVATE_SET = "mnist-5k"
 GRID = 64
+SIDE_BY_SIDE = ("base", "public_mean", f"hyper_{SIZES[-1]}")
 LABELS = {
     "base": "base model",
     "public_mean": "ρ(public mean)",
@@ -88,6 +91,8 @@ class DemoResult:
         findings: n → flags and the figures behind them.
         checks: pictures of the closest pairs and of the worst images.
         reference: number of reference images.
+        guard: n → whether the release is foreign to the bundle; {} where the bundle cannot tell.
+        foretold: what the bundle's forecast said of each release; [] where it has none.
         stages: (what, seconds).
     """
 
@@ -103,13 +108,9 @@ class DemoResult:
     findings: dict[int, Findings] = field(default_factory=dict)
     checks: list[GridPanel] = field(default_factory=list)
     reference: int = 0
+    guard: dict[int, Flag] = field(default_factory=dict)
+    foretold: list[ForetoldLine] = field(default_factory=list)
     stages: list[tuple[str, float]] = field(default_factory=list)
-
-
-def has_fast_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware."""
-    info = Path("/proc/cpuinfo")
-    return info.is_file() and "amx_bf16" in info.read_text()
 
 
 def run_demo(config: DemoConfig, out: Path, stage: Stage) -> DemoResult:
@@ -165,6 +166,10 @@ def run_demo(config: DemoConfig, out: Path, stage: Stage) -> DemoResult:
         with timed(f"emit, n = {n:,}"):
             [folder] = emit_adapter(out / f"release-{n}", result.bundle, out / f"adapter-{n}")
             weights[f"hyper_{n}"] = load_peft(folder)
+        if (flag := foreign_flag(result.releases[n], result.bundle)) is not None:
+            result.guard[n] = flag
+    named = [(f"n = {n:,}", made) for n, made in result.releases.items()]
+    result.foretold = foretell_releases(result.bundle, named)
     level = float(result.releases[SIZES[-1]].mean_noise_std()[0])
     weights["other_task"] = control_weights(result.bundle, "other_task", noise_std=level)
     result.real = drawn[-GRID:]
@@ -174,26 +179,12 @@ def run_demo(config: DemoConfig, out: Path, stage: Stage) -> DemoResult:
                 result.bundle, adapter, sampling, seed=config.seed, progress=progress
             )
             save_grid(result.images[name][:100], out / "grids" / f"{name}.png")
-    save_grid(side_by_side(result.images), out / "grids" / "side-by-side.png", columns=26)
+    panels = [result.images[name][:GRID] for name in SIDE_BY_SIDE]
+    save_grid(side_by_side(panels), out / "grids" / "side-by-side.png", columns=26)
     with timed("measure"):
         parts = {n: drawn[starts[n] : starts[n] + n] for n in SIZES}
         _measure(result, data.pool[: config.samples], data.reference, parts)
     return result
-
-
-def side_by_side(images: dict[str, Tensor]) -> Tensor:
-    """Base, ρ(public mean) and ours at the largest n, 8 × 8 each, with a blank column between.
-
-    Args:
-        images: method → float32 [≥ 64, 1, 28, 28].
-
-    Returns:
-        float32 [8 · 26, 1, 28, 28], row by row; nothing of it is a private record.
-    """
-    panels = [images[name][:GRID] for name in ("base", "public_mean", f"hyper_{SIZES[-1]}")]
-    blank = torch.ones(8, 1, *panels[0].shape[1:])
-    columns = [part for p in panels for part in (blank, p.view(8, 8, *p.shape[1:]))][1:]
-    return torch.cat(columns, 1).flatten(0, 1)
 
 
 def _release(bundle: Bundle, path: Path, folder: Path, config: DemoConfig) -> Release:
@@ -289,6 +280,8 @@ def demo_report(result: DemoResult, config: DemoConfig, *, command: str) -> Repo
             for n, findings in result.findings.items()
             for flag in findings.flags
         ],
+        guard=[replace(flag, text=f"n = {n:,}. {flag.text}") for n, flag in result.guard.items()],
+        foretold=result.foretold,
         checks=result.checks,
         extractor=EfficientNetLite0.name,
         samples=config.samples,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hyperdp.eval.compute import one_thread
+from hyperdp.compute import one_thread
 
 SHIFT = 2  # pixels of random shift in training
 

@@ -13,8 +13,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hyperdp.compute import one_thread
 from hyperdp.errors import DataError
-from hyperdp.eval.compute import one_thread
 
 GREY, RGB = 1, 3
 

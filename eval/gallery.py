@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -68,3 +70,17 @@ def failures_panel(generated: Features, reference: Features, images: Tensor) -> 
         "wrong.",
         images=images[worst],
     )
+
+
+def side_by_side(panels: Sequence[Tensor]) -> Tensor:
+    """Panels of 8 × 8 images in one picture, with a blank column between.
+
+    Args:
+        panels: each float32 [64, C, H, W]; none of it private records where it is to be shown.
+
+    Returns:
+        float32 [8 · (9 P - 1), C, H, W], row by row.
+    """
+    blank = torch.ones(8, 1, *panels[0].shape[1:])
+    columns = [part for p in panels for part in (blank, p.view(8, 8, *p.shape[1:]))][1:]
+    return torch.cat(columns, 1).flatten(0, 1)

@@ -18,17 +18,19 @@ from torch.nn import functional
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle, load_bundle
+from hyperdp.compute import one_thread
 from hyperdp.errors import DataError
 from hyperdp.eval.bench_recipe import Cell
-from hyperdp.eval.compute import one_thread
+from hyperdp.eval.class_learners import class_config, class_fits
 from hyperdp.eval.digit_classifier import train_classifier
-from hyperdp.eval.labelled_recipe import LabelledConfig, labelled_cells
+from hyperdp.eval.labelled_recipe import SYNTHETIC, LabelledConfig, labelled_cells
+from hyperdp.eval.metrics.by_class import accuracy_by_class
 from hyperdp.eval.private_sets import PrivateSet
 from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
 from hyperdp.eval.study import Progress, draw_images, release_once, released_weights, to_records
 from hyperdp.eval.world import load_set
 from hyperdp.ledger import Ledger
-from hyperdp.lora import pick
+from hyperdp.lora import Weights, pick
 from hyperdp.private.classifier.config import ClassifierConfig
 from hyperdp.private.classifier.fit import fit_classifier
 from hyperdp.private.classifier.network import WideResNet
@@ -71,12 +73,17 @@ class LabelledSet:
         return data.pool, data.pool_labels
 
     def accuracy(self, predict: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Accuracy on the real images held out, over all of them and in the worst class."""
+        """Accuracy on the real images held out: of all, of the worst class, and of each class."""
         labels = self.data.reference_labels
         assert labels is not None  # noqa: S101
-        right = (predict(self.data.reference) == labels).float()
-        by_class = [float(right[labels == c].mean()) for c in range(len(self.classes))]
-        return {"accuracy": float(right.mean()), "worst_class_accuracy": min(by_class)}
+        found = predict(self.data.reference)
+        told, truth = ([self.classes[int(c)] for c in part] for part in (found, labels))
+        by_class = accuracy_by_class(told, truth)
+        return {
+            "accuracy": float((found == labels).float().mean()),
+            "worst_class_accuracy": min(by_class.values()),
+            **{f"accuracy_{name}": value for name, value in by_class.items()},
+        }
 
     def measure(self, cell: Cell, progress: Progress) -> dict[str, float]:
         """The figures of one cell."""
@@ -88,9 +95,9 @@ class LabelledSet:
             return self._classifier_of(images, labels, cell.seed)
         assert cell.epsilon is not None  # noqa: S101
         budget = PrivacyBudget(epsilon=cell.epsilon, delta=self.config.delta)
-        if cell.method == "hyper":
-            made = self._synthetic(images, labels, budget, cell.seed, progress)
-            return self._classifier_of(*made, cell.seed)
+        if cell.method in SYNTHETIC:
+            adapters = self._adapters(cell.method, images, labels, budget, progress)
+            return self._classifier_of(*self._draw(adapters, cell.seed, progress), cell.seed)
         return self._dpsgd(cell, images, labels, budget, progress)
 
     def _classifier_of(self, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
@@ -99,24 +106,37 @@ class LabelledSet:
         model = train_classifier(images, labels, epochs=epochs, seed=seed)
         return self.accuracy(model.predict)
 
-    def _synthetic(
-        self, images: Tensor, labels: Tensor, budget: PrivacyBudget, seed: int, progress: Progress
-    ) -> tuple[Tensor, Tensor]:
-        """Images of each class's adapter, and the class they were made for."""
+    def _adapters(
+        self, method: str, images: Tensor, labels: Tensor, budget: PrivacyBudget, progress: Progress
+    ) -> list[Weights]:
+        """An adapter for each class, all of them together for one budget."""
+        count = len(self.classes)
+        if method == "dpsgd_lora":
+            return class_fits(
+                self.bundle,
+                images,
+                labels,
+                classes=count,
+                config=class_config(self.config.lora, n=len(images), classes=count),
+                budget=budget,
+                progress=progress,
+            )
         made = release_once(self.bundle, images, budget, labels=labels, classes=self.classes)
         weights = released_weights(self.bundle, made)
-        count = self.config.images_per_class
+        return [pick(weights, c) for c in range(count)]
+
+    def _draw(
+        self, adapters: list[Weights], seed: int, progress: Progress
+    ) -> tuple[Tensor, Tensor]:
+        """Images of each class's adapter, and the class they were made for."""
+        count, classes = self.config.images_per_class, len(adapters)
         sampling = dataclasses.replace(self.config.sampling, count=count)
         drawn = []
-        for c in range(len(self.classes)):
+        for c, weights in enumerate(adapters):
             # Seeds apart, so that no class begins with another's starting noise.
-            drawn.append(
-                draw_images(
-                    self.bundle, pick(weights, c), sampling, seed=seed * len(self.classes) + c
-                )
-            )
-            progress(c + 1, len(self.classes))
-        return torch.cat(drawn), torch.arange(len(self.classes)).repeat_interleave(count)
+            drawn.append(draw_images(self.bundle, weights, sampling, seed=seed * classes + c))
+            progress(c + 1, classes)
+        return torch.cat(drawn), torch.arange(classes).repeat_interleave(count)
 
     def _dpsgd(
         self, cell: Cell, images: Tensor, labels: Tensor, budget: PrivacyBudget, progress: Progress
@@ -187,14 +207,22 @@ def cell_base(config: LabelledConfig, cell: Cell, bundle_hash: Callable[[], str]
 
     Rows of other settings are other rows, so a recipe that was changed measures its cells anew.
     """
+    bundle = f"{Path(config.bundle).name}-{bundle_hash()[:8]}" if cell.method in SYNTHETIC else ""
     if cell.method == "hyper":
-        return f"{Path(config.bundle).name}-{bundle_hash()[:8]}"
+        return bundle
     values: dict[str, object] = {"steps": config.classifier_steps}
+    if cell.method == "dpsgd_lora":
+        values |= {"lora": config.lora, "images": config.images_per_class}
+        values |= {"sampling": dataclasses.asdict(config.sampling)}
+        return f"{bundle}-{_digest(values)}"
     if cell.method.startswith("dpsgd"):
         made = config.classifier(cell.method, n=cell.n or 1, image_shape=(1, 28, 28), classes=10)
         values = dataclasses.asdict(made)
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{'wrn' if cell.method.startswith('dpsgd') else 'cnn'}-{digest}"
+    return f"{'wrn' if cell.method.startswith('dpsgd') else 'cnn'}-{_digest(values)}"
+
+
+def _digest(values: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_labelled(

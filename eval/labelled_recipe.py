@@ -11,11 +11,13 @@ from typing import Any
 
 from hyperdp.errors import UsageError
 from hyperdp.eval.bench_recipe import RECIPES, Cell
+from hyperdp.eval.class_learners import class_config
 from hyperdp.eval.study import SamplingConfig
 from hyperdp.private.classifier.config import ClassifierConfig
 from hyperdp.private.classifier.network import NetworkConfig
 
-METHODS = ("public_only", "nonprivate", "dpsgd", "dpsgd_from_public", "hyper")
+METHODS = ("public_only", "nonprivate", "dpsgd", "dpsgd_from_public", "dpsgd_lora", "hyper")
+SYNTHETIC = ("dpsgd_lora", "hyper")  # a classifier of images that adapters drew
 NEEDS_PUBLIC = ("public_only", "dpsgd_from_public")
 
 
@@ -32,9 +34,12 @@ class LabelledConfig:
             `hyper`: a labelled release, an adapter for each class, and a classifier of its images.
             `dpsgd`: De et al. 2022 on the same records; `dpsgd/NAME` with a variant's settings.
             `dpsgd_from_public`: the same, begun with weights trained on the public images.
+            `dpsgd_lora`: an adapter for each class by DP-SGD, together under the one budget
+            (`hyperdp.eval.class_learners`), and a classifier of their images.
             `nonprivate`: the classifier of `hyper` on the records themselves.
             `public_only`: that classifier on the public images: the control without any privacy.
-        bundle: of the method `hyper`.
+        bundle: of the methods `hyper` and `dpsgd_lora`.
+        lora: values of the `FitConfig` of `dpsgd_lora`, see `class_config`.
         public: .npz of `hyperdp pretrain digits`, for the methods that need it.
         classifier_steps: of the classifier of images, of 50 images each; the same for every method.
         images_per_class: drawn from each adapter. sampling: how.
@@ -55,6 +60,7 @@ class LabelledConfig:
     classifier_steps: int = 600
     images_per_class: int = 200
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    lora: dict[str, Any] = field(default_factory=dict)
     share: float = 0.25
     dpsgd: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
@@ -147,7 +153,9 @@ def read_labelled_recipe(name_or_path: str, only: list[str] | None = None) -> La
         sampling = SamplingConfig(**values.pop("sampling", {}))
         config = LabelledConfig(**values, sampling=sampling)
         for method in config.methods:  # so that a bad value is found before the first cell
-            if method.startswith("dpsgd"):
+            if method == "dpsgd_lora":
+                class_config(config.lora, n=max(config.n), classes=10)
+            elif method.startswith("dpsgd"):
                 config.classifier(method, n=max(config.n), image_shape=(1, 28, 28), classes=10)
     except (tomllib.TOMLDecodeError, TypeError) as error:
         raise UsageError(

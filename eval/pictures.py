@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,13 @@ _VARIABLES = {
     "#030303": "var(--bar)",
     "#040404": "var(--accent)",
     "#050505": "var(--floor)",
+    "#060606": "var(--bad)",
+    "#070707": "var(--s1)",
+    "#080808": "var(--s2)",
+    "#090909": "var(--s3)",
+    "#0a0a0a": "var(--s4)",
 }
-_INK, _MUTED, _BAR, _ACCENT, _FLOOR = _VARIABLES
+INK, MUTED, BAR, ACCENT, FLOOR, CONTROL, *SERIES = _VARIABLES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,40 +77,51 @@ def bar_chart(bars: Sequence[Bar], *, floor: float, floor_text: str, width: int)
     thickness = 0.62 if beside else 0.4
     for index, bar in enumerate(bars):
         y = -index - (0 if beside else 0.22)
-        colour = _ACCENT if bar.accent else _BAR
+        colour = ACCENT if bar.accent else BAR
         axes.barh(y, bar.value, height=thickness, color=colour, linewidth=0)
         weight = "bold" if bar.accent else "normal"
         axes.annotate(
             bar.text, (max(bar.value, 0), y), xytext=(5, 0), textcoords="offset points",
-            va="center", color=_INK, fontweight=weight, **style,
+            va="center", color=INK, fontweight=weight, **style,
         )  # fmt: skip
         axes.text(
             0 if not beside else -0.012 / room, y if beside else y + 0.4, bar.label,
-            ha="right" if beside else "left", va="center", color=_INK, fontweight=weight,
+            ha="right" if beside else "left", va="center", color=INK, fontweight=weight,
             transform=axes.get_yaxis_transform(), **style,
         )  # fmt: skip
     axes.set_ylim(-len(bars) + 0.5, 0.5)
     axes.set_xlim(0, max([floor, *(bar.value for bar in bars)]) or 1)
-    axes.axvline(floor, color=_FLOOR, linewidth=1.4, dashes=(3, 2.5), clip_on=False)
+    axes.axvline(floor, color=FLOOR, linewidth=1.4, dashes=(3, 2.5), clip_on=False)
     axes.annotate(
         floor_text, (floor, 1), xycoords=("data", "axes fraction"), xytext=(0, 6),
-        textcoords="offset points", color=_FLOOR,
+        textcoords="offset points", color=FLOOR,
         ha="left" if floor < 0.5 * axes.get_xlim()[1] else "right", **style,
     )  # fmt: skip
     if beside:
-        axes.axvline(0, color=_MUTED, linewidth=0.8)
+        axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_axis_off()
-    return _to_svg(figure)
+    return to_svg(figure, salt=f"bars-{width}")
 
 
-def _to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure, *, salt: str) -> str:
+    """A figure as an `<svg>` element that takes its column's width.
+
+    Args:
+        figure: in the colours of this module.
+        salt: of the ids inside, another one for every chart of a page: where one chart is hidden,
+            what another refers to must not lie in it.
+
+    Returns:
+        `<svg>` without width, height or anything external; colours are CSS variables.
+    """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hyperdp"}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"hyperdp {salt}"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     svg = text[text.index("<svg") :]  # the prolog names a DTD by its address
     opening, inside = svg.split(">", 1)
+    inside = re.sub(r'<g id="[^"]*"', "<g", inside)  # names that every figure gives its parts
     box = opening[opening.index('viewBox="') :].split('"')[1]
     for colour, variable in _VARIABLES.items():
         inside = inside.replace(colour, variable)

@@ -26,6 +26,10 @@ from hyperdp.glyphs import IMAGE_SIZE, normalise, render_glyph
 
 NOTO = Path("/usr/share/fonts/truetype/noto")
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+FASHION_CLASSES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
+)  # fmt: skip
+FASHION_UNSEEN = ("dress", "bag", "boot")  # private each by itself; the other classes are public
 SPLIT_SEED = 20251122
 POOL_SIZE = REFERENCE_SIZE = 2500
 SMALLEST_POOL = 2000  # what a run with n = 2000 needs, and what the FID floor is taken on
@@ -143,6 +147,33 @@ def _fashion_mnist() -> PrivateSet:
     )
 
 
+def _fashion_class(name: str) -> Callable[[], PrivateSet]:
+    def load() -> PrivateSet:
+        number = FASHION_CLASSES.index(name)
+        parts = []
+        for part in ("train", "t10k"):
+            images, labels = read_fashion_mnist(part)
+            parts.append(images[labels == number])
+        return PrivateSet(
+            name=f"fashion-{name}",
+            about=f"Fashion-MNIST's class {name}, which the public data of its world is without.",
+            pool=parts[0],
+            pool_labels=None,
+            reference=parts[1],
+            reference_labels=None,
+        )
+
+    return load
+
+
+def fashion_public() -> tuple[Tensor, list[str]]:
+    """The training images of the classes that are no private set, and the class of each."""
+    images, labels = read_fashion_mnist("train")
+    public = [i for i, name in enumerate(FASHION_CLASSES) if name not in FASHION_UNSEEN]
+    chosen = torch.isin(labels, torch.tensor(public))
+    return images[chosen], [FASHION_CLASSES[i] for i in labels[chosen].tolist()]
+
+
 def read_fashion_mnist(part: str, *, folder: Path = FASHION_MNIST) -> tuple[Tensor, Tensor]:
     """Reads one part of Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747) from its IDX files.
 
@@ -186,6 +217,7 @@ PRIVATE_SETS: dict[str, Callable[[], PrivateSet]] = {
     "mnist-5k": _mnist_5k,
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
+    **{f"fashion-{name}": _fashion_class(name) for name in FASHION_UNSEEN},
     **{script: _script(script) for script in SCRIPT_BLOCKS},
 }
 

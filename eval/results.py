@@ -141,7 +141,22 @@ def render_into(page: Path, name: str, table: str) -> None:
     Raises:
         DataError: the page has no such pair of marks.
     """
-    text = page.read_text()
+    before, after = check_marks(page, name)
+    start, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
+    page.write_text(f"{before}{start}\n\n{table}\n{end}{after}", encoding="utf-8")
+
+
+def check_marks(page: Path, name: str) -> tuple[str, str]:
+    """What stands before and after a table's place in a page.
+
+    Args:
+        page: Markdown.
+        name: of the table.
+
+    Raises:
+        DataError: the page has no such pair of marks.
+    """
+    text = page.read_text(encoding="utf-8")
     start, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
     before, found, rest = text.partition(start)
     _, found_end, after = rest.partition(end)
@@ -151,7 +166,7 @@ def render_into(page: Path, name: str, table: str) -> None:
             found="not both",
             todo="Add them where the table belongs.",
         )
-    page.write_text(f"{before}{start}\n\n{table}\n{end}{after}")
+    return before, after
 
 
 def provenance() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import secrets
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -18,6 +19,8 @@ from hyperdp.private.evolution import EvolutionConfig, evolve
 from hyperdp.private.finetune import FinetuneConfig, finetune_all
 from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.learners.fit import fit
+from hyperdp.private.records import AnyRecord
+from hyperdp.text_bundle import TextBundle
 
 
 def fit_once(
@@ -40,6 +43,29 @@ def fit_once(
     Returns:
         One adapter, A [1, r, in, …] and B [1, out, r].
     """
+    return fit_records(bundle, to_records(images), config, budget, progress=progress)
+
+
+def fit_records(
+    bundle: Bundle | TextBundle,
+    records: Sequence[AnyRecord],
+    config: FitConfig,
+    budget: PrivacyBudget,
+    *,
+    progress: Progress | None = None,
+) -> Weights:
+    """`fit_once` on records of either kind.
+
+    Args:
+        bundle: base model and hypernetwork.
+        records: images or documents, the private ones.
+        config: method and settings, `size` among them.
+        budget: what is spent.
+        progress: called with (steps done, steps).
+
+    Returns:
+        One adapter, A [1, r, in, …] and B [1, out, r].
+    """
 
     def tell(done: int, steps: int, _: float) -> None:
         if progress is not None:
@@ -47,7 +73,7 @@ def fit_once(
 
     with tempfile.TemporaryDirectory() as scratch:
         return fit(
-            to_records(images),
+            records,
             bundle=bundle,
             config=config,
             budget=budget,

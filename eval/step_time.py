@@ -23,7 +23,7 @@ from opacus import GradSampleModule
 from torch import Tensor
 
 from hyperdp.bundle import Bundle, load_bundle
-from hyperdp.family import UNetFlow
+from hyperdp.family import Family, UNetFlow
 from hyperdp.lora import Weights, adapters, attach_peft, describe_sites, save_peft
 from hyperdp.private.finetune import fresh_adapter
 from hyperdp.private.learners.clipping import clipped_sum
@@ -102,7 +102,7 @@ def _steps(bundle: Bundle, batch: int, rank: int) -> dict[str, Callable[[], None
 
 
 def _non_private(
-    family: UNetFlow, weights: Weights, images: Tensor, rng: torch.Generator
+    family: Family, weights: Weights, images: Tensor, rng: torch.Generator
 ) -> Callable[[], None]:
     leaves = {
         n: (a.clone().requires_grad_(), b.clone().requires_grad_()) for n, (a, b) in weights.items()

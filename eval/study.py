@@ -16,9 +16,8 @@ from torch import Tensor
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
+from hyperdp.compute import one_thread
 from hyperdp.errors import UsageError
-from hyperdp.eval.compute import one_thread
-from hyperdp.family import UNetFlow
 from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights, adapters, describe_sites, pick
 from hyperdp.private.emit import adapter_weights
@@ -87,7 +86,8 @@ def draw_images(
             if progress is not None:
                 progress(sum(done.values()), config.count)
 
-        own = UNetFlow(base.model, copy.deepcopy(base.scheduler))  # a scheduler counts its steps
+        own = copy.copy(base)
+        own.scheduler = copy.deepcopy(base.scheduler)  # it counts its steps
         with torch.autocast(device, torch.bfloat16, enabled=config.bf16):
             return own.sample(
                 count,

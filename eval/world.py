@@ -18,6 +18,7 @@ from hyperdp.errors import UsageError
 from hyperdp.eval.bench_recipe import BenchConfig, Cell, at_size
 from hyperdp.eval.digit_classifier import DigitClassifier, train_classifier
 from hyperdp.eval.features import EfficientNetLite0, Features, extract
+from hyperdp.eval.kept_pictures import COLUMNS, Keep
 from hyperdp.eval.measure import read_reference
 from hyperdp.eval.methods import LEARNERS, METHODS
 from hyperdp.eval.metrics.fid import fid, kid
@@ -86,7 +87,13 @@ class Made:
 
 
 class World:
-    """One private set with the bundle and what is computed once for it."""
+    """One private set with the bundle and what is computed once for it.
+
+    Attributes:
+        keep: called with each cell and its images.
+    """
+
+    keep: Keep | None = None
 
     def __init__(
         self, config: BenchConfig, name: str, bundle: Bundle, tuning: Tuning | None = None
@@ -218,6 +225,8 @@ class World:
                     seed=cell.seed,
                     progress=progress,
                 )
+        if self.keep is not None:
+            self.keep(cell, images)
         if count:
             features = extract(self.extractor, images)
             figures["fid"] = fid(features, self.reference).value
@@ -240,7 +249,7 @@ class LabelledWorld(World):
         assert labels is not None  # noqa: S101
         names = [str(c) for c in range(int(labels.max()) + 1)]
         adapters = self._class_weights(cell, names, progress)
-        figures = {}
+        figures, shown = {}, []
         for index, name in enumerate(names):
             images = draw_images(
                 self.bundle,
@@ -250,6 +259,9 @@ class LabelledWorld(World):
                 progress=progress,
             )
             figures[f"accuracy_{name}"] = self.classifier.share_read_as(images, index)
+            shown.append(images[:COLUMNS])
+        if self.keep is not None:
+            self.keep(cell, torch.cat(shown))
         return {"accuracy": sum(figures.values()) / len(figures), **figures}
 
     def _class_weights(self, cell: Cell, names: list[str], progress: Progress) -> list[Weights]:

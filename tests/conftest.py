@@ -12,6 +12,7 @@ __all__ = ["ledger"]  # a fixture of every test
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # a test that wants a GPU says so
 
 # A busy machine is no failure: property tests are bounded by their number of examples alone.
 settings.register_profile("hyperdp", deadline=None, max_examples=50)

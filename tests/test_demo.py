@@ -8,12 +8,24 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from hyperdp.budget import PrivacyBudget
 from hyperdp.cli._app import run
+from hyperdp.eval.foreign_flag import foreign_flag
+from hyperdp.eval.foretold import foretell_releases
+from hyperdp.eval.release_facts import ReleaseFacts
+from hyperdp.eval.study import release_once
+from hyperdp.guard import LEVEL
 from hyperdp.lora import load_peft
 from hyperdp.private.release import Release
+from tests.guards import gaussian_guard
+from tests.test_bench_report import a_forecast
+from tests.test_eval_report import Page, page_of, report
 from tests.worlds import tiny_bundle
+
+BUDGET = PrivacyBudget(epsilon=2.0, delta=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +75,31 @@ def test_it_never_overwrites(demo):
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     assert run(["demo", "--out", str(out)]) == 2
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_the_page_says_whether_the_data_is_foreign_and_what_was_foretold(tmp_path, monkeypatch):
+    """On a bundle with both files; the parts that take time are left out."""
+    monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "config"))
+    bundle = tiny_bundle(tmp_path / "bundle")
+    made = [
+        (f"n = {n}", release_once(bundle, torch.rand(n, 1, 28, 28), BUDGET)) for n in (128, 400)
+    ]
+    assert foretell_releases(bundle, made) == []
+    assert foreign_flag(made[0][1], bundle) is None
+    gaussian_guard(bundle.hash).save(bundle.path)
+    a_forecast(bundle, 0.6).save(bundle.path)
+    lines = foretell_releases(bundle, made)
+    assert [line.name for line in lines] == ["n = 128", "n = 400"]
+    assert all(line.low < line.gain < line.high and line.realised == () for line in lines)
+    flag = foreign_flag(made[0][1], bundle)
+    page = page_of(
+        report([ReleaseFacts.of(m, name) for name, m in made], guard=[flag], foretold=lines),
+        tmp_path,
+    )
+    words = " ".join(" ".join(Page(page).text).split())
+    assert flag.text in words and f"flagged at {LEVEL:g} or less" in words
+    assert "Does the bundle know such data?" in words
+    assert "not measured" in words and f"{lines[0].gain:.2f}" in words
+    facts = json.loads((tmp_path / "deep" / "report.json").read_text())
+    assert facts["guard"][0]["p_value"] == flag.p_value
+    assert facts["foretold"][1]["name"] == "n = 400"

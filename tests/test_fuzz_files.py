@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from hyperdp.bundle import Bundle, _sha256, load_bundle
+from hyperdp.bundle import Bundle, load_bundle
+from hyperdp.manifest import _sha256
 from hyperdp.private.readers import open_dataset
 from tests import reader_samples
 from tests.damage import damage, outcome

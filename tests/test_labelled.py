@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from hyperdp.errors import DataError, UsageError
-from hyperdp.eval import labelled
+from hyperdp.eval import class_learners, labelled
 from hyperdp.eval.labelled import LabelledSet, run_labelled
 from hyperdp.eval.labelled_recipe import LabelledConfig, labelled_cells, read_labelled_recipe
 from hyperdp.eval.results import read_rows
@@ -46,7 +47,16 @@ def config(tmp_path: Path, monkeypatch) -> LabelledConfig:
         epsilon=[4.0],
         delta=1e-4,
         seeds=[0],
-        methods=["public_only", "nonprivate", "dpsgd", "dpsgd_from_public", "dpsgd/bare", "hyper"],
+        methods=[
+            "public_only",
+            "nonprivate",
+            "dpsgd",
+            "dpsgd_from_public",
+            "dpsgd/bare",
+            "dpsgd_lora",
+            "hyper",
+        ],
+        lora={"steps": 1, "rank": 2},
         bundle=str(tmp_path / "bundle"),
         public=str(write_public(tmp_path / "public.npz")),
         classifier_steps=8,
@@ -65,7 +75,7 @@ def test_cells_vary_with_what_a_method_depends_on_and_no_more(config):
     counts = {m: sum(c.method == m for c in cells) for m in many.methods}
     assert counts == {
         "public_only": 2, "nonprivate": 4, "dpsgd": 8, "dpsgd_from_public": 8, "dpsgd/bare": 8,
-        "hyper": 8,
+        "dpsgd_lora": 8, "hyper": 8,
     }  # fmt: skip
     assert {c.n for c in cells} == {None, 100, 200}  # 5,000 are not there
 
@@ -108,9 +118,11 @@ def test_a_killed_run_goes_on_and_every_method_is_measured(config, tmp_path, mon
     rows = run_labelled(config, out, speed=Speed(microbatch=25))
     assert rows[: len(before)] == before
     assert {r.method for r in rows} == set(config.methods)
-    assert {r.metric for r in rows} == {"accuracy", "worst_class_accuracy"}
+    classes = {f"accuracy_{c}" for c in range(10)}
+    assert {r.metric for r in rows} == {"accuracy", "worst_class_accuracy", *classes}
     assert all(0 <= r.value <= 1 for r in rows)
-    assert len({r.base for r in rows if r.method.startswith("dpsgd")}) == 2  # settings told apart
+    nets = {r.base for r in rows if r.method in {"dpsgd", "dpsgd_from_public", "dpsgd/bare"}}
+    assert len(nets) == 2  # settings told apart
     left = 0
     assert run_labelled(config, out) == rows
     left = 100  # another setting is another row
@@ -129,7 +141,9 @@ def test_the_images_of_an_adapter_are_labelled_with_its_class(config, monkeypatc
     monkeypatch.setattr(labelled, "draw_images", drawn)
     images, labels = world.data.records(200, seed=0)
     budget = labelled.PrivacyBudget(epsilon=8.0, delta=1e-4)
-    made, of = world._synthetic(images, labels, budget, 0, lambda done, total: None)
+    nothing = lambda done, total: None  # noqa: E731
+    adapters = world._adapters("hyper", images, labels, budget, nothing)
+    made, of = world._draw(adapters, 0, nothing)
     assert len(set(asked)) == 10  # ten adapters, no two the same
     assert torch.equal(made[:, 0, 0, 0].long() - 1, of)
     assert torch.equal(of.bincount(), torch.full((10,), 10))
@@ -138,11 +152,40 @@ def test_the_images_of_an_adapter_are_labelled_with_its_class(config, monkeypatc
 def test_accuracy_is_over_the_reference_and_names_the_worst_class(config):
     world = LabelledSet(config, "digits", Speed())
     right = world.data.reference_labels
-    assert world.accuracy(lambda images: right) == {"accuracy": 1.0, "worst_class_accuracy": 1.0}
+    assert set(world.accuracy(lambda images: right).values()) == {1.0}
     spoilt = torch.where(right == 7, 0, right)
     found = world.accuracy(lambda images: spoilt)
-    assert found["worst_class_accuracy"] == 0
+    assert found["worst_class_accuracy"] == found["accuracy_7"] == 0
+    assert found["accuracy_3"] == 1
     assert found["accuracy"] == pytest.approx(float((right != 7).float().mean()))
+
+
+def test_class_fits_see_their_own_class_alone_and_a_public_size(config, monkeypatch):
+    seen = []
+
+    def spy(records, *, config, budget, ledger, dataset, progress, **rest):
+        seen.append((len(list(records)), config, budget, ledger.path, dataset))
+        progress(config.steps, config.steps, 0.0)
+        return SimpleNamespace(weights={"site": (torch.zeros(1, 2, 3), torch.zeros(1, 4, 2))})
+
+    monkeypatch.setattr(class_learners, "fit", spy)
+    world, told = LabelledSet(config, "digits", Speed()), []
+    images, labels = world.data.records(200, seed=0)
+    labels = torch.where(labels == 9, 8, labels)  # a class that nobody is in
+    budget = labelled.PrivacyBudget(epsilon=8.0, delta=1e-4)
+    made = world._adapters("dpsgd_lora", images, labels, budget, lambda *step: told.append(step))
+    assert len(made) == 10
+    assert [count for count, *_ in seen] == torch.bincount(labels, minlength=10).tolist()
+    assert seen[9][0] == 0  # is trained all the same: that it is empty is private
+    assert {(config.size, config.expected_batch) for _, config, *_ in seen} == {(20, 5)}
+    assert {spent for _, _, spent, *_ in seen} == {budget}  # each the whole: they are parallel
+    assert len({path for *_, path, _ in seen}) == len({name for *_, name in seen}) == 10
+    assert told[-1] == (10, 10)
+    for other in ({"adjacency": "replace-one"}, {"unit": "user"}):
+        with pytest.raises(UsageError, match="add up"):
+            world._adapters("dpsgd_lora", images, labels, replace(budget, **other), print)
+    with pytest.raises(UsageError, match="size"):
+        class_learners.class_config({"size": 3}, n=10, classes=2)
 
 
 def test_the_public_control_learns_the_public_task(config, tmp_path):
@@ -175,7 +218,7 @@ def test_shipped_recipes_are_whole(name):
     assert read_labelled_recipe(name, ["digits"]).private_sets == ["digits"]
     assert recipe.seeds
     if name.startswith("labelled"):
-        assert {"hyper", "dpsgd", "nonprivate", "public_only"} <= set(recipe.methods)
+        assert {"hyper", "dpsgd", "dpsgd_lora", "nonprivate", "public_only"} <= set(recipe.methods)
         assert recipe.epsilon == [1.0, 3.0, 8.0]
         assert recipe.seeds == [0, 1, 2]
 

@@ -58,7 +58,12 @@ def test_every_link_leads_somewhere():
     links = re.findall(r"\]\(([^)]+)\)", README)
     assert links
     for link in links:
-        assert (Path(__file__).parent.parent / link).exists(), link
+        name, _, anchor = link.partition("#")
+        page = Path(__file__).parent.parent / name
+        assert page.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 def test_no_figure_is_typed_by_hand():

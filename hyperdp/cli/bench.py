@@ -10,12 +10,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from hyperdp.cli._engine import ENGINE, bench_engine
+from hyperdp.cli._guard import bench_guard
+from hyperdp.cli._text_bench import bench_texts
 from hyperdp.cli._theory import bench_theory
 
 
 def bench_command(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe: a TOML file, a shipped name, or theory.")
+        str,
+        typer.Argument(
+            help="A recipe: a TOML file or a shipped name; or theory, guard, train-step, release, "
+            "emission, device."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSONL; eval/results/BENCH.jsonl by default.")
@@ -30,22 +37,48 @@ def bench_command(
     method: Annotated[
         list[str] | None, typer.Option(help="Only this method; may be repeated.")
     ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Keep a picture of each cell's images here, for `hyperdp report`."),
+    ] = None,
+    bundle: Annotated[
+        str,
+        typer.Option("--bundle", "-b", help="For guard, train-step and release: whose networks."),
+    ] = "glyphs",
+    table_only: Annotated[
+        bool, typer.Option("--table-only", help="Measure nothing: the table of the rows there are.")
+    ] = False,
 ) -> None:
     """Measure every cell of a recipe that is not measured yet, and print the table.
 
     Killed and started again, it loses at most the cell it was in.
 
-    Example: hyperdp bench glyphs-gain
+    Example: hyperdp bench eval/recipes/bench-quick.toml --into docs/benchmarks.md
     """
     if recipe == "theory":
         bench_theory(out, into)
         return
+    if recipe == "guard":
+        bench_guard(bundle, out, into, table_only=table_only)
+        return
+    if recipe in ENGINE:
+        bench_engine(recipe, out, into, bundle)
+        return
+    from hyperdp.eval.text_recipe import text_recipe_path
+
+    if (texts := text_recipe_path(recipe)) is not None:
+        bench_texts(texts, out, into, private_set, method, table_only=table_only)
+        return
     from hyperdp.eval.bench import run_bench
     from hyperdp.eval.bench_recipe import Cell, read_bench_recipe
-    from hyperdp.eval.results import RESULTS, render_into, to_markdown
+    from hyperdp.eval.bench_table import bench_table, stored_rows
+    from hyperdp.eval.kept_pictures import Pictures
+    from hyperdp.eval.results import RESULTS, check_marks, render_into
     from hyperdp.eval.tuning import choices
 
     config = read_bench_recipe(recipe, private_set, method)
+    if into is not None:  # before hours of work that could not be rendered
+        check_marks(into, config.bench)
     path = out if out is not None else RESULTS / f"{config.bench}.jsonl"
     console = Console(stderr=True)
 
@@ -64,12 +97,12 @@ def bench_command(
 
         return progress
 
-    rows = run_bench(config, path, on_cell=on_cell)
-    classes = sorted({row.metric for row in rows if row.metric.startswith("accuracy_")})
-    metrics = ("accuracy", *classes) if config.labelled else ("fid", "kid", "recovered_gain")
-    if not config.sampling.count and not config.labelled:
-        metrics = ("loss",)
-    table = to_markdown(rows, metrics)
+    if table_only:
+        rows = stored_rows(config, path)
+    else:
+        keep = None if pictures is None else Pictures(folder=pictures).keep
+        rows = run_bench(config, path, on_cell=on_cell, keep=keep)
+    table = bench_table(config, rows)
     typer.echo(table, nl=False)
     if into is not None:
         render_into(into, config.bench, table)

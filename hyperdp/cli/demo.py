@@ -24,7 +24,18 @@ def demo_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for all it makes.")] = Path(
         "out/demo"
     ),
-    bundle: Annotated[str, typer.Option("--bundle", "-b", help="Name or folder.")] = "glyphs",
+    bundle: Annotated[
+        str | None,
+        typer.Option(
+            "--bundle",
+            "-b",
+            help="Name or folder; glyphs by default, text-tiny with --text.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Real mail instead of handwriting (`make texts`).")
+    ] = False,
     epsilon: Annotated[float, typer.Option(help="ε of each of the two releases.")] = 1.0,
     samples: Annotated[int, typer.Option(min=64, help="Images of each method.")] = 500,
     seed: Annotated[int, typer.Option(help="Of records and starting noise.")] = 0,
@@ -33,13 +44,21 @@ def demo_command(
     """Adapt a generator to 2,000 real handwritten digits with ε = 1, and write a report.
 
     Example: hyperdp demo --out out/demo
+
+    Example: hyperdp demo --text --out out/mail
     """
-    from hyperdp.eval.demo import DemoConfig, demo_report, has_fast_bf16, run_demo
+    if text:
+        from hyperdp.cli._text_demo import text_demo
+
+        text_demo(out, bundle or "text-tiny", epsilon=epsilon, seed=seed, as_json=as_json)
+        return
+    from hyperdp.compute import has_fast_bf16
+    from hyperdp.eval.demo import DemoConfig, demo_report, run_demo
     from hyperdp.eval.report import write_report
 
     console = Console(stderr=True)
     config = DemoConfig(
-        bundle=bundle, epsilon=epsilon, samples=samples, seed=seed, bf16=has_fast_bf16()
+        bundle=bundle or "glyphs", epsilon=epsilon, samples=samples, seed=seed, bf16=has_fast_bf16()
     )
     columns = (
         SpinnerColumn(),

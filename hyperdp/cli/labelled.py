@@ -62,7 +62,8 @@ def labelled_command(
     rows = run_labelled(
         config, path, speed=Speed(microbatch=microbatch, device=device), on_cell=on_cell
     )
-    table = to_markdown(rows, ("accuracy", "worst_class_accuracy"))
+    classes = sorted({row.metric for row in rows if row.metric.startswith("accuracy_")})
+    table = to_markdown(rows, ("accuracy", "worst_class_accuracy", *classes))
     typer.echo(table, nl=False)
     if into is not None:
         render_into(into, config.bench, table)

@@ -1,0 +1,158 @@
+"""The engine's benches: what they time is what they say, and rows come out of the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hyperdp.cli.bench import bench_command
+from hyperdp.eval.device_bench import DeviceBenchConfig, run_device_bench
+from hyperdp.eval.emission_bench import (
+    MOST_PARAMETERS,
+    MOST_SECONDS,
+    EmissionConfig,
+    run_emission,
+)
+from hyperdp.eval.release_bench import (
+    ReleaseBenchConfig,
+    layout_sums,
+    peak_memory,
+    run_release_bench,
+)
+from hyperdp.eval.results import read_rows
+from hyperdp.eval.train_step_bench import Steps, TrainStepConfig, run_train_step, time_steps
+from tests.worlds import tiny_bundle
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def _gradient(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+
+def test_batch_and_loop_take_the_same_step(bundle):
+    steps = Steps(bundle, TrainStepConfig(tasks=3, queries=2, device="cpu"))
+    batched = steps.batched()
+    one = _gradient(steps.hyper)
+    looped = steps.looped()
+    torch.testing.assert_close(batched, looped, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one, _gradient(steps.hyper), rtol=1e-3, atol=1e-6)
+    assert one.abs().max() > 0
+    assert all(p.grad is None for p in steps.base.model.parameters())
+    steps.hyper.zero_grad()
+    plain = steps.plain()
+    assert _gradient(steps.base.model).abs().max() > 0
+    assert not any(p.requires_grad for p in steps.hyper.parameters())
+    assert not torch.allclose(plain, batched, rtol=1e-3)
+
+
+def test_times_are_ratios_of_the_same_turn(bundle, tmp_path: Path):
+    config = TrainStepConfig(tasks=2, queries=1, repeats=2, device="cpu")
+    times = time_steps(Steps(bundle, config), config.repeats)
+    assert {name: len(values) for name, values in times.items()} == {
+        "batched": 2, "looped": 2, "plain": 2,
+    }  # fmt: skip
+    rows = run_train_step(bundle, config, tmp_path / "rows.jsonl")
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+    assert {row.metric for row in rows} == {"seconds", "speedup", "overhead"}
+    assert all(row.value > 0 for row in rows)
+
+
+def test_the_release_bench_measures_each_layout(bundle, tmp_path: Path):
+    config = ReleaseBenchConfig(records=130, repeats=1, sizes=(100, 300), workers=(2,))
+    rows = {
+        (r.metric, r.method, r.n): r.value
+        for r in run_release_bench(bundle, config, tmp_path / "rows.jsonl")
+    }
+    assert rows["same_sums", "2 workers", 130] == 1.0
+    toy = "private stage, toy encoder"
+    growth = rows["peak_rss_mb", toy, 300] / rows["peak_rss_mb", toy, 100]
+    assert rows["growth", toy, 300] == growth
+    assert rows["throughput", "private stage", 130] < 1.5
+    one, other = layout_sums(bundle, 1, 130), layout_sums(bundle, 1, 131)
+    assert not np.array_equal(one, other)  # which the comparison would see
+
+
+@pytest.mark.slow
+def test_memory_of_the_private_stage_stays_flat():
+    small, large = peak_memory(10_000), peak_memory(100_000)
+    assert large < 1.05 * small
+
+
+def test_an_adapter_for_stable_diffusion_is_emitted_in_a_second(tmp_path: Path):
+    rows = {
+        (r.metric, r.method.split(" r=")[0]): r.value
+        for r in run_emission(EmissionConfig(repeats=3), tmp_path / "rows.jsonl")
+    }
+    assert rows["parameters", "hypernetwork"] <= MOST_PARAMETERS
+    assert rows["seconds", "adapter"] <= rows["seconds", "adapter on disk"]
+    assert rows["seconds", "adapter"] < MOST_SECONDS
+    assert rows["adapter_numbers", "adapter"] > 500_000
+
+
+def test_device_figures_are_measured_once(bundle, tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    config = DeviceBenchConfig(tasks=2, queries=1, images=4, seconds=0.05, device="cpu")
+    rows = run_device_bench(bundle, config, path)
+    assert {(r.method, r.metric) for r in rows} == {
+        ("training", "flop_per_second"),
+        ("sampling", "per_second"),
+        ("embedding", "per_second"),
+    }
+    kept = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(kept[:1]))  # as a kill would leave it
+    again = run_device_bench(bundle, config, path)
+    assert path.read_text().startswith(kept[0])
+    assert len(again) == 3
+
+
+def test_the_command_writes_rows(bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import typer
+
+    from hyperdp.eval import train_step_bench
+
+    app = typer.Typer()
+    app.command()(bench_command)
+    small = TrainStepConfig(tasks=2, queries=1, repeats=1, device="cpu")
+    monkeypatch.setattr(train_step_bench, "TrainStepConfig", lambda: small)
+    words = ["train-step", "--bundle", str(bundle.path), "-o", str(tmp_path / "t.jsonl")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "speedup" in result.output
+    assert json.loads((tmp_path / "t.jsonl").read_text().splitlines()[0])["bench"] == "train-step"
+
+
+@pytest.mark.slow
+def test_the_gpu_scripts_run_small_and_go_on(tmp_path: Path):
+    environment = {
+        **os.environ, "SMALL": "1", "STEPS": "12", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT), "PROCESSES": "1",
+    }  # fmt: skip
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    train = str(ROOT / "pretrain/gpu/train.sh")
+    assert "bundle" in run(train)
+    before = (tmp_path / "runs/gpu/hyper/bundle/hypernetwork.safetensors").read_bytes()
+    run(train)  # all steps are taken: nothing changes
+    assert (tmp_path / "runs/gpu/hyper/bundle/hypernetwork.safetensors").read_bytes() == before
+    shown = run(str(ROOT / "eval/gpu/measure.sh"), str(tmp_path / "runs/gpu/hyper/bundle"))
+    assert "flop_per_second" in shown and "overhead" in shown
