@@ -24,7 +24,7 @@ from hyperdp.pretrain.conditioning import Conditioning
 from hyperdp.pretrain.foretell import Foretell
 from hyperdp.pretrain.hyper_step import HyperStep
 from hyperdp.pretrain.loop import Loop, LoopConfig
-from hyperdp.pretrain.provenance import commit, hardware
+from hyperdp.pretrain.provenance import training_record
 from hyperdp.pretrain.validation import Validation
 from hyperdp.pretrain.world import GlyphWorld, World
 from hyperdp.processes import processes
@@ -176,18 +176,9 @@ def train_hyper(
         sampling_steps=config.sampling_steps,
     )
     if processes().is_main_process:
-        log = (folder / "log.jsonl").read_text().splitlines()
-        training = {
-            "recipe": {
-                **dataclasses.asdict(config),
-                "mix": dataclasses.asdict(world.mix(config.mix)),
-            },
-            "command": command,
-            "commit": commit(),
-            "hardware": hardware(),
-            "seconds": round(loop.seconds),
-            "curve": [json.loads(line) for line in log],
-        }
+        mix = dataclasses.asdict(world.mix(config.mix))
+        recipe = {**dataclasses.asdict(config), "mix": mix}
+        training = training_record(recipe, command, loop.seconds, folder)
         before = Path(config.start) / "bundle" / "training.json"
         if config.start and before.is_file():
             training["start"] = json.loads(before.read_bytes())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,3 +33,25 @@ def hardware() -> str:
     launched = "" if count == 1 else f", {count} processes"
     processor = (models or [platform.processor()])[0]
     return f"{processor}, {torch.get_num_threads()} threads, {gpu}{launched}"
+
+
+def training_record(
+    recipe: dict[str, Any], command: str, seconds: float, folder: Path
+) -> dict[str, Any]:
+    """How a bundle came to be, for its `training.json`.
+
+    Args:
+        recipe: as plain types.
+        command: what was typed.
+        seconds: of training.
+        folder: of the run; the curve is its `log.jsonl`.
+    """
+    log = (folder / "log.jsonl").read_text().splitlines()
+    return {
+        "recipe": recipe,
+        "command": command,
+        "commit": commit(),
+        "hardware": hardware(),
+        "seconds": round(seconds),
+        "curve": [json.loads(line) for line in log],
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +18,11 @@ from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import adapters, describe_sites
 from hyperdp.pretrain import text_corpus as corpus_module
 from hyperdp.pretrain.loop import Loop, LoopConfig
-from hyperdp.pretrain.provenance import commit, hardware
+from hyperdp.pretrain.provenance import training_record
 from hyperdp.pretrain.text_base import tokenise
 from hyperdp.pretrain.text_corpus import TextCorpus
 from hyperdp.pretrain.text_start import start_encoder
-from hyperdp.pretrain.text_tasks import TextTaskMix, TextTaskSampler
+from hyperdp.pretrain.text_tasks import Rows, TextTaskMix, TextTaskSampler, Tokens
 from hyperdp.pretrain.text_validation import TextValidation
 from hyperdp.text_bundle import TextBundle, TextBundleConfig, save_text_bundle
 from hyperdp.text_encoder import TokenEncoder, build_text_encoder
@@ -109,6 +108,22 @@ class WordForetelling(nn.Module):
         return -mean.mean()
 
 
+@torch.no_grad()
+def embed_all(encoder: nn.Module, tokens: Tokens, clip_norm: float) -> Tensor:
+    """Clipped embeddings of all documents.
+
+    Args:
+        encoder: φ.
+        tokens: int64 [N, L].
+        clip_norm: C.
+
+    Returns:
+        float32 [N, k].
+    """
+    parts = torch.split(torch.from_numpy(tokens), 512)
+    return torch.cat([clip(encoder(part).float(), clip_norm) for part in parts])
+
+
 def train_text_hyper(
     config: TextHyperConfig, folder: Path, corpus: TextCorpus | None = None, command: str = ""
 ) -> TextBundle:
@@ -149,8 +164,14 @@ def train_text_hyper(
     sampler = TextTaskSampler(corpus, tokens, 0, config.mix)
     low, high = math.log(config.noise_low), math.log(config.noise_high)
 
-    def embed(support: Tensor) -> Tensor:
-        """[G, K, L] → mean clipped embedding [G, k]; the first few carry gradients."""
+    # An encoder that stays as it is embeds every document once.
+    table = embed_all(encoder, tokens, config.clip_norm) if config.encoder_lr == 0 else None
+
+    def embed(rows: Rows) -> Tensor:
+        """[G, K] → mean clipped embedding [G, k]; the first few carry gradients."""
+        if table is not None:
+            return table[torch.from_numpy(rows)].mean(1)
+        support = torch.from_numpy(tokens[rows])  # [G, K, L]
         grad = min(config.support_grad, support.shape[1])
         first = clip(encoder(support[:, :grad].flatten(0, 1)).float(), config.clip_norm)
         with torch.no_grad():
@@ -159,7 +180,8 @@ def train_text_hyper(
         return torch.cat(both, 1).mean(1)
 
     def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
-        support, queries = sampler.draw(config.tasks, config.support, config.queries, rng)
+        support, asked = sampler.draw_rows(config.tasks, config.support, config.queries, rng)
+        queries = torch.from_numpy(tokens[asked])  # [G, b, L]
         noise_std = torch.exp(torch.rand(config.tasks, generator=rng) * (high - low) + low)  # [G]
         mean = embed(support)
         mean = mean + noise_std[:, None] * torch.randn(mean.shape, generator=rng)
@@ -185,14 +207,7 @@ def train_text_hyper(
     loop = Loop(config.loop, module, step, folder, validation, lr_scales=scales)
     loop.run("hypernetwork")
     module.eval()
-    training = {
-        "recipe": dataclasses.asdict(config),
-        "command": command,
-        "commit": commit(),
-        "hardware": hardware(),
-        "seconds": round(loop.seconds),
-        "curve": [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()],
-    }
+    training = training_record(dataclasses.asdict(config), command, loop.seconds, folder)
     return save_text_bundle(
         folder / "bundle",
         TextBundleConfig(

@@ -141,7 +141,14 @@ class TextTaskSampler:
     def draw(
         self, count: int, support: int, queries: int, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draws whole tasks.
+        """Draws whole tasks: `draw_rows`, as tokens int64 [G, K, L] and [G, b, L]."""
+        asked, answered = self.draw_rows(count, support, queries, rng)
+        return torch.from_numpy(self.tokens[asked]), torch.from_numpy(self.tokens[answered])
+
+    def draw_rows(
+        self, count: int, support: int, queries: int, rng: torch.Generator
+    ) -> tuple[Rows, Rows]:
+        """Draws whole tasks, as rows of the corpus.
 
         Args:
             count: G.
@@ -150,7 +157,7 @@ class TextTaskSampler:
             rng: CPU generator.
 
         Returns:
-            int64 [G, K, L] and [G, b, L]; no document of a task is in both.
+            int64 [G, K] and [G, b]; no document of a task is in both.
         """
         numpy_rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=rng)))
         rows = np.empty((count, support + queries), dtype=np.int64)
@@ -167,8 +174,7 @@ class TextTaskSampler:
                     wanted = mask[part]
                     own = rows[g, part]
                     own[wanted] = _some(pool[source], int(wanted.sum()), numpy_rng)
-        found = torch.from_numpy(self.tokens[rows])
-        return found[:, :support], found[:, support:]
+        return rows[:, :support], rows[:, support:]
 
 
 def _some(pool: Rows, count: int, rng: np.random.Generator) -> Rows:
