@@ -19,8 +19,8 @@ class Latents:
     """
 
     def __init__(self, vae: Any | None, channels: int, size: int) -> None:
-        # Never trained, yet not marked so: kernels, and with them the last bit, depend on that mark,
-        # and the stock pipeline does not set it.
+        # Never trained, yet not marked so: kernels, and so the last bit, depend on that mark, which
+        # the stock pipeline does not set.
         self.vae = None if vae is None else vae.eval()
         self.shape = (channels, size, size)
         if vae is None:

@@ -146,8 +146,8 @@ def train_text_hyper(
         model.set_attn_implementation("eager")  # the fused one is slow in it on a CPU
     tokens = tokenise(corpus, base.tokenizer)
     torch.manual_seed(config.loop.seed)
-    ends = tuple(config.sites)
-    sites = [name for name in base.sites(outlet=config.outlet) if not ends or name.endswith(ends)]
+    ends = tuple(config.sites) or ("",)
+    sites = [name for name in base.sites(outlet=config.outlet) if name.endswith(ends)]
     vocab = base.tokenizer.vocab_size
     values = {"vocab_size": vocab, "text_length": config.length, **config.encoder}
     encoder = build_text_encoder(config.encoder_kind, values)
@@ -202,8 +202,8 @@ def train_text_hyper(
         clip_norm=config.clip_norm,
         lowest_noise=config.noise_low,
     )
-    trunk = {f"hypernetwork.{part}": config.trunk_lr for part in TRUNK}
-    scales = {"encoder.": config.encoder_lr, **trunk}
+    scales = {f"hypernetwork.{part}": config.trunk_lr for part in TRUNK}
+    scales["encoder."] = config.encoder_lr
     loop = Loop(config.loop, module, step, folder, validation, lr_scales=scales)
     loop.run("hypernetwork")
     module.eval()
