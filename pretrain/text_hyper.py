@@ -108,6 +108,12 @@ class WordForetelling(nn.Module):
         return -mean.mean()
 
 
+def noise_levels(config: TextHyperConfig, rng: torch.Generator) -> Tensor:
+    """Noise std of each task's mean, log-uniform, float32 [G]."""
+    low, high = math.log(config.noise_low), math.log(config.noise_high)
+    return torch.exp(torch.rand(config.tasks, generator=rng) * (high - low) + low)
+
+
 @torch.no_grad()
 def embed_all(encoder: nn.Module, tokens: Tokens, clip_norm: float) -> Tensor:
     """Clipped embeddings of all documents.
@@ -162,7 +168,6 @@ def train_text_hyper(
     words = WordForetelling(hyper.config.bottleneck, vocab)
     module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "words": words})
     sampler = TextTaskSampler(corpus, tokens, 0, config.mix)
-    low, high = math.log(config.noise_low), math.log(config.noise_high)
 
     # An encoder that stays as it is embeds every document once.
     table = embed_all(encoder, tokens, config.clip_norm) if config.encoder_lr == 0 else None
@@ -182,7 +187,7 @@ def train_text_hyper(
     def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
         support, asked = sampler.draw_rows(config.tasks, config.support, config.queries, rng)
         queries = torch.from_numpy(tokens[asked])  # [G, b, L]
-        noise_std = torch.exp(torch.rand(config.tasks, generator=rng) * (high - low) + low)  # [G]
+        noise_std = noise_levels(config, rng)
         mean = embed(support)
         mean = mean + noise_std[:, None] * torch.randn(mean.shape, generator=rng)
         with adapters(base.model, hyper(mean, noise_std)):
