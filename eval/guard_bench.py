@@ -46,6 +46,8 @@ class GuardBenchConfig:
     Attributes:
         n, epsilon: the cells. delta: of every release.
         tasks, records: fresh public tasks, and the records behind the mean of each.
+        releases: of each public task in a cell, each of other records and other noise: a share of
+            0.05 is told from one of 0.03 by a thousand, not by some hundred.
         pool: images of each foreign set, of which a release takes n.
         draws: releases of each foreign set in a cell.
         seed: of all draws; not the guard's own.
@@ -56,6 +58,7 @@ class GuardBenchConfig:
     delta: float = 1e-5
     tasks: int = 300
     records: int = 384
+    releases: int = 4
     pool: int = 4000
     draws: int = 40
     seed: int = 9_001
@@ -202,7 +205,11 @@ def _means(
         tasks.append(embed_public(bundle, draw_task(config.records, rng)))
 
     def of_tasks(n: int, draw: np.random.Generator) -> list[Float]:
-        return [e[draw.choice(len(e), min(n, len(e)), replace=False)].mean(0) for e in tasks]
+        return [
+            e[draw.choice(len(e), min(n, len(e)), replace=False)].mean(0)
+            for e in tasks
+            for _ in range(config.releases)
+        ]
 
     def of_pool(embedded: Float) -> Means:
         def means(n: int, draw: np.random.Generator) -> list[Float]:
