@@ -117,7 +117,7 @@ def test_a_cell_that_is_no_text_is_an_error_or_left_out(cell: object, tmp_path: 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS, name="mail")
     with pytest.raises(DataError, match="--text-column"):
-        opened(path)
+        opened(path).check()
     assert texts_of(path, text_column="mail") == TEXTS
 
 

@@ -21,16 +21,14 @@ from pathlib import Path
 
 from hyperdp.errors import DataError, UsageError
 from hyperdp.private.readers.arrays import NpzRows
-from hyperdp.private.readers.folder import FolderRows
+from hyperdp.private.readers.arrow import huggingface, parquet
+from hyperdp.private.readers.folder import FolderRows, kind_of
 from hyperdp.private.readers.images import Shape, to_pixels
 from hyperdp.private.readers.rows import Columns, Row, RowSource
 from hyperdp.private.readers.tables import (
-    Table,
     TableRows,
     delimited,
-    huggingface,
     json_lines,
-    parquet,
 )
 from hyperdp.private.records import Record
 
@@ -42,6 +40,7 @@ TABLES = {
     ".jsonl": json_lines,
     ".ndjson": json_lines,
 }
+FOLDERS = {"hugging face": huggingface, "parquet": parquet}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -113,19 +112,19 @@ class Dataset:
         return os.fsencode(self.path)
 
     def _record(self, row: Row) -> Record:
-        check_row(row, self.columns, self.classes, "an image")
+        check_row(row, self.columns, self.classes, "image")
         pixels = to_pixels(row.image, self.image_shape, row.where, invert=self.invert)
         return Record(image=pixels, label=row.label, unit=row.unit)
 
 
-def check_row(row: Row, columns: Columns, classes: tuple[str, ...] | None, what: str) -> None:
+def check_row(row: Row, columns: Columns, classes: tuple[str, ...] | None, noun: str) -> None:
     """Raises DataError where a row lacks what was asked for, or has a label outside `classes`."""
     if row.image is None:
-        raise _missing(what, row.where)
+        raise _missing({"image": "an image"}.get(noun, f"a {noun}"), columns.image, noun, row.where)
     if columns.unit is not None and row.unit is None:
-        raise _missing("the unit it belongs to", row.where)
+        raise _missing("the unit it belongs to", columns.unit, "unit", row.where)
     if columns.label is not None and row.label is None:
-        raise _missing("a label", row.where)
+        raise _missing("a label", columns.label, "label", row.where)
     if row.label is not None and classes is not None and row.label not in classes:
         raise DataError(
             expected=f"the label of {row.where} to be one of the {len(classes)} classes",
@@ -165,8 +164,8 @@ def open_dataset(
         The dataset.
 
     Raises:
-        UsageError: the path does not exist, holds nothing, or is of no known format; a bundle
-            that is neither grey nor RGB.
+        UsageError: the path does not exist, holds nothing, is of no known format or a folder of
+            several; a bundle that is neither grey nor RGB.
         DataError: no such column, or the file is damaged.
     """
     if image_shape[0] not in {1, 3}:
@@ -212,33 +211,14 @@ def _open(path: Path, given: Path, columns: Columns) -> RowSource:
         )
     if path.stat().st_size == 0:
         raise nothing(given)
-    return _table(read(path), columns, given)
+    return TableRows(read(path), columns)
 
 
 def _open_folder(path: Path, given: Path, columns: Columns) -> RowSource:
-    refuse_splits(path, given)
-    if (path / "state.json").exists() and (path / "dataset_info.json").exists():
-        return _table(huggingface(path), columns, given)
-    if any(path.glob("*.parquet")):
-        return _table(parquet(path), columns, given)
-    return FolderRows(path, columns)
-
-
-def _table(table: Table, columns: Columns, given: Path) -> RowSource:
-    # Of an empty JSONL file not even the columns are known.
-    if not table.columns:
-        raise nothing(given)
-    return TableRows(table, columns)
-
-
-def refuse_splits(path: Path, given: Path) -> None:
-    """Raises UsageError of a Hugging Face dataset with several splits."""
-    if (path / "dataset_dict.json").exists():
-        raise UsageError(
-            expected="one split of a Hugging Face dataset",
-            found=f"several in '{given}'",
-            todo=f"Name one, such as '{given}/train'.",
-        )
+    kind = kind_of(path, given)
+    if kind == "files":
+        return FolderRows(path, columns)
+    return TableRows(FOLDERS[kind](path), columns)
 
 
 def nothing(path: str | Path) -> UsageError:
@@ -250,9 +230,10 @@ def nothing(path: str | Path) -> UsageError:
     )
 
 
-def _missing(what: str, where: str) -> DataError:
+def _missing(what: str, column: str | None, option: str, where: str) -> DataError:
     return DataError(
-        expected=f"{where} to have {what}",
+        expected=f"{where} to have {what}" + (f" (column {column!r})" if column else ""),
         found="none",
-        todo="Fill it in, or leave such records out with --skip-unreadable.",
+        todo=f"Fill it in, name its column with --{option}-column, or leave such records out with "
+        "--skip-unreadable.",
     )

@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, TypeAlias
 
-from hyperdp.errors import DataError
+from hyperdp.errors import DataError, UsageError
+from hyperdp.private.readers.arrow import shards
 from hyperdp.private.readers.rows import Columns, Row, pick
 
 FOLDER_COLUMN = "folder"
+HUGGING_FACE = {"state.json", "dataset_info.json"}
+BESIDE_TABLES = {"README.md", "_SUCCESS", "dataset_infos.json"}  # what tools leave there
+
+FolderKind: TypeAlias = Literal["files", "parquet", "hugging face"]
 
 
 class FolderRows:
@@ -49,6 +55,51 @@ class FolderRows:
                 label=folder if self._columns.label else None,
                 unit=folder if self._columns.unit else None,
             )
+
+
+def kind_of(folder: Path, given: Path) -> FolderKind:
+    """Tell whether every file of a folder is a record, or which tables it holds.
+
+    A folder of several kinds is refused: else one file, which may be a record, would decide how all
+    the others are read.
+
+    Args:
+        folder: the folder.
+        given: as an error names it.
+
+    Returns:
+        The kind.
+
+    Raises:
+        UsageError: several kinds of files, or several splits of a Hugging Face dataset.
+        DataError: a folder may not be listed.
+    """
+    if (folder / "dataset_dict.json").exists():
+        raise UsageError(
+            expected="one split of a Hugging Face dataset",
+            found=f"several in '{given}'",
+            todo=f"Name one, such as '{given}/train'.",
+        )
+    tables = set(shards(folder))
+    marks = {folder / name for name in HUGGING_FACE}
+    saved = all(mark.exists() for mark in marks)
+    if not tables and not saved:
+        return "files"
+    own = tables | {folder / name for name in BESIDE_TABLES}
+    own |= (marks | set(folder.glob("*.arrow"))) if saved else set()
+    present = {
+        "a Hugging Face dataset": saved,
+        "Parquet files": bool(tables),
+        "other files": not own.issuperset(list_files(folder)),
+    }
+    kinds = [kind for kind, there in present.items() if there]
+    if len(kinds) > 1:
+        raise UsageError(
+            expected=f"records of one kind in '{given}'",
+            found=" and ".join(kinds),
+            todo="Keep each kind in a folder of its own, or name the one file to read.",
+        )
+    return "hugging face" if saved else "parquet"
 
 
 def list_files(root: Path) -> list[Path]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from hyperdp.errors import DataError
 
-# Where the image is looked for when no column is named; the first that exists is taken.
+# Where the image is looked for when no column is named; the first that exists is taken, in each
+# row by itself where rows have keys of their own.
 IMAGE_COLUMNS = ("image", "images", "img", "x", "file_name", "path", "file")
 TEXT_COLUMNS = ("text", "body", "content", "document", "message")
 
@@ -64,6 +65,7 @@ def pick(
     option: str,
     source: str,
     usual: tuple[str, ...] = IMAGE_COLUMNS,
+    tell: bool = True,
 ) -> str:
     """Find a column.
 
@@ -73,6 +75,7 @@ def pick(
         option: the option that names it, for the error.
         source: how the error names the source.
         usual: names that are looked for when none is given; the first that exists is taken.
+        tell: whether the error may show `present`; without a header, they are a record.
 
     Returns:
         The column's name.
@@ -86,7 +89,9 @@ def pick(
             return name
     raise DataError(
         expected=f"a column {' or '.join(map(repr, wanted))} in {source}",
-        found="the columns " + ", ".join(map(repr, present)),
+        found="the columns " + ", ".join(map(repr, present))
+        if tell
+        else f"{len(present)} columns, none of that name",
         todo=f"Name the column with {option}.",
     )
 

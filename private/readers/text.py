@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperdp.errors import DataError, UsageError
-from hyperdp.private.readers.dataset import TABLES, check_row, nothing, refuse_splits
+from hyperdp.private.readers.dataset import FOLDERS, TABLES, check_row, nothing
+from hyperdp.private.readers.folder import kind_of, list_files
 from hyperdp.private.readers.rows import TEXT_COLUMNS, Columns, Row, RowSource
-from hyperdp.private.readers.tables import Table, TableRows, huggingface, parquet
+from hyperdp.private.readers.tables import TableRows
 from hyperdp.private.records import TextRecord
 
 TEXT_FORMATS = (
@@ -48,7 +49,7 @@ class TextTableRows(TableRows):
 
 
 class TextFolderRows:
-    """The `.txt` files of a folder and of its sub-folders, in the order of their paths.
+    """The `.txt` files of a folder and of its sub-folders, hidden ones left out, in sorted order.
 
     Args:
         path: the folder.
@@ -67,7 +68,8 @@ class TextFolderRows:
                     found=f"the column {name!r}",
                     todo="Give a table instead, or leave the option out.",
                 )
-        self._files = sorted(file for file in path.rglob("*.txt") if file.is_file())
+        found = list_files(path)
+        self._files = [file for file in found if file.suffix == ".txt" and file.is_file()]
 
     def count(self) -> int:
         """Number of files."""
@@ -145,7 +147,7 @@ class TextDataset:
         return os.fsencode(self.path)
 
     def _document(self, row: Row) -> str:
-        check_row(row, self.columns, self.classes, "a text")
+        check_row(row, self.columns, self.classes, "text")
         if not isinstance(row.image, str):
             raise DataError(
                 expected=f"{row.where} to be a text in UTF-8",
@@ -181,7 +183,8 @@ def open_text_dataset(
         The dataset.
 
     Raises:
-        UsageError: the path does not exist, holds nothing, or is of no known format.
+        UsageError: the path does not exist, holds nothing, is of no known format or a folder of
+            several.
         DataError: no such column, or the file is damaged.
     """
     resolved = Path(path).resolve()
@@ -205,12 +208,10 @@ def _open(path: Path, given: Path, columns: Columns) -> RowSource:
             expected=TEXT_FORMATS, found=f"nothing at '{given}'", todo="Check the path."
         )
     if path.is_dir():
-        refuse_splits(path, given)
-        if (path / "state.json").exists() and (path / "dataset_info.json").exists():
-            return _table(huggingface(path), columns, given)
-        if any(path.glob("*.parquet")):
-            return _table(parquet(path), columns, given)
-        return TextFolderRows(path, columns)
+        kind = kind_of(path, given)
+        if kind == "files":
+            return TextFolderRows(path, columns)
+        return TextTableRows(FOLDERS[kind](path), columns)
     read = TABLES.get(path.suffix.lower())
     if read is None:
         raise UsageError(
@@ -221,10 +222,4 @@ def _open(path: Path, given: Path, columns: Columns) -> RowSource:
     if path.stat().st_size == 0:
         raise nothing(given)
     csv.field_size_limit(LARGEST_CELL)
-    return _table(read(path), columns, given)
-
-
-def _table(table: Table, columns: Columns, given: Path) -> RowSource:
-    if not table.columns:  # of an empty JSONL file not even the columns are known
-        raise nothing(given)
-    return TextTableRows(table, columns)
+    return TextTableRows(read(path), columns)
