@@ -26,6 +26,7 @@ from hyperdp.mechanism import ClippedSum, MechanismSpec
 from hyperdp.private.aggregate import aggregate, check_classes, unreadable
 from hyperdp.private.embed import arithmetic
 from hyperdp.private.forms import Form
+from hyperdp.private.readers.decoding import reading
 from hyperdp.private.records import AnyRecord, TextRecord
 from hyperdp.private.release import Release, release
 from hyperdp.private.release_bundle import ReleaseBundle
@@ -57,7 +58,7 @@ def release_together(
         The release in the main process, None in the others.
 
     Raises:
-        BundleError: the processes embed public noise differently; nothing was spent.
+        BundleError: the processes read or embed public samples differently; nothing was spent.
         HyperdpError: in the main process, what `release` raises.
     """
     team = _Team(state or processes(), bundle)
@@ -78,15 +79,17 @@ class _Team:
     def __init__(self, state: PartialState, bundle: ReleaseBundle) -> None:
         self.state, self.bundle = state, bundle
         self._told = False
-        own = np.frombuffer(arithmetic(bundle.encoder, Form.of(bundle.config)), np.uint8)
+        # Whose a record is follows from how it is read, so that they must agree on this too.
+        alike = arithmetic(bundle.encoder, Form.of(bundle.config)) + reading(bundle)
+        own = np.frombuffer(alike, np.uint8)
         mine = torch.from_numpy(own.copy()).to(state.device)
         found = [torch.empty_like(mine) for _ in range(state.num_processes)]
         if state.num_processes > 1:
             distributed.all_gather(found, mine)
             if not all(torch.equal(mine, other) for other in found):
                 raise BundleError(
-                    expected="the same embeddings of public noise in every process",
-                    found="embeddings that differ",
+                    expected="the same reading and embeddings of public samples in every process",
+                    found="readings or embeddings that differ",
                     todo="Use machines of one kind, with the same versions.",
                 )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import features
 from torch import nn
 
 from hyperdp.budget import PrivacyBudget
@@ -20,11 +21,14 @@ from hyperdp.private import release as release_module
 from hyperdp.private.aggregate import aggregate
 from hyperdp.private.embed import arithmetic
 from hyperdp.private.forms import Form
+from hyperdp.private.readers import decoding
+from hyperdp.private.readers.decoding import reading
 from hyperdp.private.records import Record
 from hyperdp.private.release import release
 from hyperdp.private.together import owner
 from hyperdp.private.workers import Workers
 from tests.private_world import DIM, SHAPE, TinyBundle, TinyConfig, own_keys, records
+from tests.text_world import text_bundle, tokenizer
 
 __all__ = ["own_keys"]  # a fixture of every test
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,6 +140,38 @@ def test_arithmetic_tells_weights_and_rounding_apart():
     assert arithmetic(BUNDLE.encoder, FORM) != arithmetic(changed, FORM)
 
 
+def test_reading_tells_decoders_apart_by_what_they_give_and_by_their_versions(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    here = reading(BUNDLE)
+    assert here == reading(TinyBundle())
+    honest = decoding.to_pixels
+    for number in range(len(decoding._images())):  # one of the samples, by one bit of one pixel
+        seen = []
+
+        def other(*given, number=number, seen=seen):
+            pixels = honest(*given)
+            if len(seen) == number:
+                pixels[0, 6, 6] = np.nextafter(pixels[0, 6, 6], np.float32(2))
+            seen.append(given)
+            return pixels
+
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "to_pixels", other)
+            assert reading(BUNDLE) != here
+    told = features.version
+    monkeypatch.setattr(features, "version", lambda name: "9" if name == "jpg" else told(name))
+    assert reading(BUNDLE) != here
+
+
+def test_reading_tells_tokenizers_apart(tmp_path: Path):
+    bundle = text_bundle(tmp_path)
+    here = reading(bundle)
+    assert here == reading(bundle)
+    bundle.base.tokenizer.encode = lambda text: tokenizer(25).encode(text)
+    assert reading(bundle) != here
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_every_record_has_one_owner_whatever_its_place(unit: str):
     data = records(400, classes=3, users=100)
@@ -180,7 +216,7 @@ def test_launched_processes_give_the_sums_of_one(
     assert len(Ledger(tmp_path / "run/ledger.db").account("test").events) == 1
 
 
-@pytest.mark.parametrize("case", ["refused", "unlike", "failing"])
+@pytest.mark.parametrize("case", ["refused", "unlike", "other decoder", "failing"])
 def test_launched_processes_end_together(case: str, tmp_path: Path):
     said = _launch(tmp_path / "run", 2, "record", case)
     assert [draws for _, draws, _ in said] == ["0", "0"]
@@ -188,7 +224,7 @@ def test_launched_processes_end_together(case: str, tmp_path: Path):
     ends = [end for end, _, _ in said]
     if case == "refused":
         assert ends[0].startswith("BudgetRefusedError") and ends[1] == "done"
-    elif case == "unlike":
+    elif case in {"unlike", "other decoder"}:
         assert all(end.startswith("BundleError") for end in ends)
     else:
         assert ends[0].startswith("DataError") and "secret of seven" not in ends[0]
