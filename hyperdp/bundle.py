@@ -19,11 +19,9 @@ from hyperdp.families import FAMILIES
 from hyperdp.family import Family
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import describe_sites
-from hyperdp.manifest import check_sizes, read_manifest, write_manifest
+from hyperdp.manifest import MEASURED, check_sizes, read_manifest, write_manifest
 
 SHIPPED = Path(__file__).parent / "bundles"
-# Measured on a finished bundle and laid beside it: they name its hash, so it cannot hold theirs.
-MEASURED = ("forecast.json", "guard.safetensors", "hybrid.json")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,10 @@ class DocumentTokenizer:
     @classmethod
     def load(cls, folder: Path, length: int) -> DocumentTokenizer:
         """Loads the tokenizer of a model's folder; nothing is fetched and no code in it is run."""
-        return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True), length)
+        found = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        return cls(found, length)
 
     @property
     def vocab_size(self) -> int:

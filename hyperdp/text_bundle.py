@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hyperdp.bundle import MEASURED, Bundle, bundle_folder, load_bundle
+from hyperdp.bundle import Bundle, bundle_folder, load_bundle
 from hyperdp.errors import BundleError, HyperdpError
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import describe_sites
-from hyperdp.manifest import check_sizes, read_manifest, write_manifest
+from hyperdp.manifest import MEASURED, check_sizes, read_manifest, write_manifest
 from hyperdp.text_encoder import build_text_encoder
 from hyperdp.text_family import CausalText
 

@@ -49,7 +49,7 @@ class CausalText:
 
     @classmethod
     def load(cls, folder: Path, length: int) -> CausalText:
-        """Loads model and tokenizer of a local folder, weights as float32; nothing is fetched.
+        """Loads model and tokenizer of a local folder, as float32; nothing is fetched or run.
 
         Args:
             folder: as `save_pretrained` writes it, weights in safetensors.
@@ -65,7 +65,11 @@ class CausalText:
                 todo="Make one with `hyperdp pretrain base text-tiny-base`, or name another.",
             )
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,  # left out, it would be asked for on the terminal
         )
         return cls(model.eval(), DocumentTokenizer.load(folder, length))
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 
-from hyperdp.bundle import MEASURED, load_bundle
+from hyperdp.bundle import load_bundle
 from hyperdp.errors import BundleError
+from hyperdp.manifest import MEASURED
 from tests.worlds import tiny_bundle, tiny_encoder
 
 
