@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,6 +20,11 @@ from hyperdp.lora import LoraSite, Weights, adapters
 
 Progress = Callable[[int, int], None]
 POOL = 128  # records behind the posterior mean of the loss
+CHECK_EVERY = 100  # steps between looks at whether training still helps
+LOOKED_AT = 128  # of its own records
+TOLERANCE = 1.05  # of the loss at the start, for what a few steps more or less do
+SLOWER = 0.5  # factor on the learning rate of a run that did not
+MOST_TRIES = 4
 
 
 class Tunable(Protocol):
@@ -31,6 +36,10 @@ class Tunable(Protocol):
 
     def adapter_loss(self, images: Tensor, pool: Tensor, rng: torch.Generator) -> Tensor:
         """Per-record loss that adapters are trained with, [G, b, …] and [G, K, …] → [G·b]."""
+
+
+class DivergedError(ArithmeticError):
+    """Training made an adapter worse on its own records than no adapter is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +95,10 @@ def finetune_lora(
 ) -> Weights:
     """Trains one adapter on the records without any privacy.
 
+    Where a learning rate is too high for the records, so that the adapter serves them worse than it
+    did at the start, the run begins again at half of it: a reference that diverged would make every
+    gain measured against it meaningless. It looks at the records that it trains on and no others.
+
     Args:
         family: the base model; its own weights stay as they are.
         sites: where the adapter goes.
@@ -100,15 +113,35 @@ def finetune_lora(
 
     Raises:
         UsageError: there are no records.
+        DivergedError: it did so at every rate tried.
     """
     _check_some(images)
-    rng = torch.Generator().manual_seed(seed)
-    begin = fresh_adapter(sites, config.rank, rng) if start is None else start
+    looked_at = images[None, :LOOKED_AT]  # [1, b, …]
 
-    def draw(count: int) -> Tensor:
-        return images[torch.randint(len(images), (1, count), generator=rng)]
+    @torch.no_grad()
+    def own_loss(weights: Weights) -> float:
+        with adapters(family.model, weights):
+            loss = family.adapter_loss(looked_at, looked_at, torch.Generator().manual_seed(0))
+        return float(loss.mean())
 
-    return train_adapters(family, begin, draw, config, rng, progress=progress)
+    for tried in range(MOST_TRIES):
+        rng = torch.Generator().manual_seed(seed)
+        begin = fresh_adapter(sites, config.rank, rng) if start is None else start
+        before = own_loss(begin)
+
+        def draw(count: int, rng: torch.Generator = rng) -> Tensor:
+            return images[torch.randint(len(images), (1, count), generator=rng)]
+
+        def watch(weights: Weights, before: float = before) -> None:
+            if not own_loss(weights) <= TOLERANCE * before:
+                raise DivergedError
+
+        slower = replace(config, lr=config.lr * SLOWER**tried)
+        try:
+            return train_adapters(family, begin, draw, slower, rng, watch=watch, progress=progress)
+        except DivergedError:
+            continue
+    raise DivergedError(f"diverged at every learning rate from {config.lr:g} to {slower.lr:g}")
 
 
 def train_adapters(
@@ -118,6 +151,7 @@ def train_adapters(
     config: FinetuneConfig,
     rng: torch.Generator,
     *,
+    watch: Callable[[Weights], None] | None = None,
     progress: Progress | None = None,
 ) -> Weights:
     """Trains G adapters side by side, each on records of its own and without any privacy.
@@ -129,6 +163,7 @@ def train_adapters(
         draw: a number of records → that many for each group, float32 [G, count, C, H, W].
         config: see `FinetuneConfig`; the batch is that of one group.
         rng: of times and noise.
+        watch: called with the averaged adapters every `CHECK_EVERY` steps and at the end.
         progress: called with (steps done, steps).
 
     Returns:
@@ -164,10 +199,18 @@ def train_adapters(
         optimizer.step()
         decay = min(config.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(average, [p.detach() for p in params], 1 - decay)
+        done = step + 1
+        if watch is not None and (done % CHECK_EVERY == 0 or done == config.steps):
+            watch(_named(average, weights))
         if progress is not None:
-            progress(step + 1, config.steps)
-    flat = iter(average)
-    return {name: (next(flat), next(flat)) for name in weights}
+            progress(done, config.steps)
+    return _named(average, weights)
+
+
+def _named(tensors: list[Tensor], like: Weights) -> Weights:
+    """A and B of every site, in the order of `like`."""
+    flat = iter(tensors)
+    return {name: (next(flat), next(flat)) for name in like}
 
 
 def finetune_all(

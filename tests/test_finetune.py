@@ -7,7 +7,12 @@ import torch
 
 from hyperdp.errors import UsageError
 from hyperdp.lora import adapters, describe_sites
-from hyperdp.private.finetune import FinetuneConfig, finetune_lora, fresh_adapter
+from hyperdp.private.finetune import (
+    DivergedError,
+    FinetuneConfig,
+    finetune_lora,
+    fresh_adapter,
+)
 from tests.worlds import tiny_family
 
 
@@ -49,3 +54,23 @@ def test_no_records_are_refused():
     family = tiny_family()
     with pytest.raises(UsageError, match="at least one record"):
         finetune_lora(family, [], torch.zeros(0, 1, 28, 28), FinetuneConfig())
+
+
+def test_a_rate_at_which_it_diverges_is_halved_and_the_run_is_that_of_the_lower_rate():
+    family = tiny_family()
+    sites = describe_sites(family.model, family.sites())
+    images = torch.full((16, 1, 28, 28), -0.5)
+
+    def config(lr: float) -> FinetuneConfig:
+        return FinetuneConfig(rank=2, steps=8, batch_size=8, lr=lr, ema=0.5, bf16=False)
+
+    steps = []
+    found = finetune_lora(
+        family, sites, images, config(2.0), progress=lambda done, _: steps.append(done)
+    )
+    tries = steps.count(1)
+    assert tries > 1, "at such a rate it diverges"
+    alone = finetune_lora(family, sites, images, config(2.0 * 0.5 ** (tries - 1)))
+    assert all(torch.equal(found[n][1], alone[n][1]) for n in found)
+    with pytest.raises(DivergedError, match="1e\\+06"):
+        finetune_lora(family, sites, images, config(1e6))
