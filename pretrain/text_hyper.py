@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ from hyperdp.pretrain.text_corpus import TextCorpus
 from hyperdp.pretrain.text_start import start_encoder
 from hyperdp.pretrain.text_tasks import Rows, TextTaskMix, TextTaskSampler, Tokens
 from hyperdp.pretrain.text_validation import TextValidation
-from hyperdp.text_bundle import TextBundle, TextBundleConfig, save_text_bundle
+from hyperdp.processes import processes
+from hyperdp.text_bundle import TextBundle, TextBundleConfig, load_text_bundle, save_text_bundle
 from hyperdp.text_encoder import TokenEncoder, build_text_encoder
 from hyperdp.text_family import CausalText
 
 TRUNK = ("inlet.", "blocks.", "norm.", "outlet.")  # of ρ, before its heads
+TOLD_WORDS = 4096  # that tell clusters apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +134,45 @@ def embed_all(encoder: nn.Module, tokens: Tokens, clip_norm: float) -> Tensor:
     return torch.cat([clip(encoder(part).float(), clip_norm) for part in parts])
 
 
+def told_words(tokens: Tokens) -> Tokens:
+    """Tokens for telling clusters: those of a large vocabulary share `TOLD_WORDS` places.
+
+    Counts of each of 49,152 tokens in 65,000 documents would take 13 GB (feature hashing:
+    Weinberger et al. 2009, arXiv 0902.2206). A vocabulary that is not larger stays as it is.
+    """
+    return np.where(tokens < 0, tokens, tokens % TOLD_WORDS)
+
+
+@contextmanager
+def on_cpu(*networks: nn.Module, home: torch.device) -> Iterator[None]:
+    """Brings networks to the CPU, where validation draws its noise, and back."""
+    for network in networks:
+        network.to("cpu")
+    yield
+    for network in networks:
+        network.to(home)
+
+
+def _open_base(config: TextHyperConfig, device: torch.device) -> CausalText:
+    """The recipe's base model, frozen, where the networks compute."""
+    base = CausalText.load(Path(config.base), config.length)
+    model: Any = base.model
+    model.requires_grad_(False).to(device)
+    if config.loop.bf16 and device.type == "cpu":
+        model.set_attn_implementation("eager")  # the fused one is slow in it on a CPU
+    return base
+
+
+def _start(config: TextHyperConfig, values: dict[str, Any], tokens: Tokens) -> nn.Module:
+    """φ as training begins with it; `tokens` are the training split's documents."""
+    encoder = build_text_encoder(config.encoder_kind, values)
+    if config.start_documents and isinstance(encoder, TokenEncoder):
+        start_encoder(
+            encoder, tokens[torch.randperm(len(tokens))[: config.start_documents].numpy()]
+        )
+    return encoder.requires_grad_(config.encoder_lr > 0)
+
+
 def train_text_hyper(
     config: TextHyperConfig, folder: Path, corpus: TextCorpus | None = None, command: str = ""
 ) -> TextBundle:
@@ -145,29 +188,22 @@ def train_text_hyper(
         The bundle.
     """
     corpus = corpus_module.open_text_corpus() if corpus is None else corpus
-    base = CausalText.load(Path(config.base), config.length)
-    base.model.requires_grad_(False)
-    if config.loop.bf16:
-        model: Any = base.model
-        model.set_attn_implementation("eager")  # the fused one is slow in it on a CPU
+    device = processes().device
+    base = _open_base(config, device)
     tokens = tokenise(corpus, base.tokenizer)
     torch.manual_seed(config.loop.seed)
     ends = tuple(config.sites) or ("",)
     sites = [name for name in base.sites(outlet=config.outlet) if name.endswith(ends)]
     vocab = base.tokenizer.vocab_size
     values = {"vocab_size": vocab, "text_length": config.length, **config.encoder}
-    encoder = build_text_encoder(config.encoder_kind, values)
-    if config.start_documents and isinstance(encoder, TokenEncoder):
-        public = torch.randperm(int((corpus.split == 0).sum()))[: config.start_documents].numpy()
-        start_encoder(encoder, tokens[np.nonzero(corpus.split == 0)[0][public]])
-    encoder.requires_grad_(config.encoder_lr > 0)
+    encoder = _start(config, values, tokens[corpus.split == 0])
     k = int(values["embed_dim"])
     hyper = Hypernetwork(
         HypernetworkConfig(embed_dim=k, **config.hypernetwork), describe_sites(base.model, sites)
     )
     words = WordForetelling(hyper.config.bottleneck, vocab)
     module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "words": words})
-    sampler = TextTaskSampler(corpus, tokens, 0, config.mix)
+    sampler = TextTaskSampler(corpus, told_words(tokens), 0, config.mix)  # it draws rows alone
 
     # An encoder that stays as it is embeds every document once.
     table = embed_all(encoder, tokens, config.clip_norm) if config.encoder_lr == 0 else None
@@ -175,8 +211,8 @@ def train_text_hyper(
     def embed(rows: Rows) -> Tensor:
         """[G, K] → mean clipped embedding [G, k]; the first few carry gradients."""
         if table is not None:
-            return table[torch.from_numpy(rows)].mean(1)
-        support = torch.from_numpy(tokens[rows])  # [G, K, L]
+            return table[torch.from_numpy(rows)].mean(1).to(device)
+        support = torch.from_numpy(tokens[rows]).to(device)  # [G, K, L]
         grad = min(config.support_grad, support.shape[1])
         first = clip(encoder(support[:, :grad].flatten(0, 1)).float(), config.clip_norm)
         with torch.no_grad():
@@ -186,10 +222,10 @@ def train_text_hyper(
 
     def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
         support, asked = sampler.draw_rows(config.tasks, config.support, config.queries, rng)
-        queries = torch.from_numpy(tokens[asked])  # [G, b, L]
-        noise_std = noise_levels(config, rng)
+        queries = torch.from_numpy(tokens[asked]).to(device)  # [G, b, L]
+        noise_std = noise_levels(config, rng).to(device)
         mean = embed(support)
-        mean = mean + noise_std[:, None] * torch.randn(mean.shape, generator=rng)
+        mean = mean + noise_std[:, None] * torch.randn(mean.shape, generator=rng).to(device)
         with adapters(base.model, hyper(mean, noise_std)):
             own = base.loss(queries.flatten(0, 1)).mean()
         foretold = words(hyper.code(mean, noise_std), queries)
@@ -207,30 +243,39 @@ def train_text_hyper(
         clip_norm=config.clip_norm,
         lowest_noise=config.noise_low,
     )
+
+    def validate() -> dict[str, float]:
+        with on_cpu(base.model, module, home=device):
+            return validation()
+
     scales = {f"hypernetwork.{part}": config.trunk_lr for part in TRUNK}
     scales["encoder."] = config.encoder_lr
-    loop = Loop(config.loop, module, step, folder, validation, lr_scales=scales)
+    loop = Loop(config.loop, module, step, folder, validate, lr_scales=scales)
     loop.run("hypernetwork")
-    module.eval()
-    training = training_record(dataclasses.asdict(config), command, loop.seconds, folder)
-    return save_text_bundle(
-        folder / "bundle",
-        TextBundleConfig(
-            name=config.name,
-            family=base.name,
-            embed_dim=k,
-            clip_norm=config.clip_norm,
-            text_length=config.length,
-            vocab_size=vocab,
-            sites=sites,
-            encoder_kind=config.encoder_kind,
-            encoder=values,
-            hypernetwork=dataclasses.asdict(hyper.config),
-            public_mean=validation.public_mean().tolist(),
-            other_task_mean=validation.task_means()[0].tolist(),
-        ),
-        encoder=encoder,
-        hypernetwork=hyper,
-        base=base,
-        training=training,
+    module.eval().cpu()
+    base.model.cpu()
+    bundle_config = TextBundleConfig(
+        name=config.name,
+        family=base.name,
+        embed_dim=k,
+        clip_norm=config.clip_norm,
+        text_length=config.length,
+        vocab_size=vocab,
+        sites=sites,
+        encoder_kind=config.encoder_kind,
+        encoder=values,
+        hypernetwork=dataclasses.asdict(hyper.config),
+        public_mean=validation.public_mean().tolist(),
+        other_task_mean=validation.task_means()[0].tolist(),
     )
+    if processes().is_main_process:
+        save_text_bundle(
+            folder / "bundle",
+            bundle_config,
+            encoder=encoder,
+            hypernetwork=hyper,
+            base=base,
+            training=training_record(dataclasses.asdict(config), command, loop.seconds, folder),
+        )
+    processes().wait_for_everyone()
+    return load_text_bundle(folder / "bundle")
