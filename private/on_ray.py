@@ -147,9 +147,12 @@ class _Embedder:
             return row
         nothing = np.zeros((1, self.spec.embedding_dim), np.float32)
         return {
-            "unit": np.array([""]), "embedding": nothing, "label": np.zeros(1, np.int64),
-            "failed": row["failed"], "rounding": row["rounding"],
-        }  # fmt: skip
+            "unit": np.array([""], dtype=object),
+            "embedding": nothing,
+            "label": np.zeros(1, np.int64),
+            "failed": row["failed"],
+            "rounding": row["rounding"],
+        }
 
     def _embed(self, batch: Batch) -> Batch:
         column = "image" if self.form.vocab_size is None else "tokens"
@@ -167,7 +170,7 @@ class _Embedder:
         if not all(isinstance(user, str) and user.strip() for user in users):
             raise ValueError("expected every record to name its user")
         return {
-            "unit": np.array(users),
+            "unit": np.array(users, dtype=object),  # numpy's own texts end before a last NUL
             "embedding": embeddings,
             "label": np.array(labels),
             "failed": np.zeros(count, np.int64),

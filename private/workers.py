@@ -49,12 +49,13 @@ class Workers:
         self._links: list[Connection[Any, Any]] = []
         self._processes: list[Any] = []
         self._rounding = b""
+        self._whole = True
 
     def __enter__(self) -> Workers:
         """Starts them and sees, on public noise, that they all round alike.
 
         Raises:
-            BundleError: they do not.
+            BundleError: they do not, or one ended.
         """
         context = multiprocessing.get_context("spawn")
         form = Form.of(self.bundle.config)
@@ -67,7 +68,7 @@ class Workers:
                 other.close()
                 self._links.append(own)
                 self._processes.append(process)
-            found = {link.recv() for link in self._links}
+            found = self._answers()
         except BaseException:
             self.__exit__()
             raise
@@ -75,6 +76,7 @@ class Workers:
             self.__exit__()
             raise _unlike()
         [self._rounding] = found
+        self._whole = True
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,7 +103,8 @@ class Workers:
         """`aggregate`, with the workers to embed.
 
         Raises:
-            BundleError: another bundle, or the encoder's weights changed in a worker.
+            BundleError: another bundle, or the encoder's weights changed in a worker, or one ended.
+            UsageError: an earlier sum broke off.
             DataError: see `aggregate`.
         """
         if bundle is not self.bundle:
@@ -110,6 +113,13 @@ class Workers:
                 found=bundle.name,
                 todo="Start workers with the release's bundle.",
             )
+        if not self._whole:
+            raise UsageError(
+                expected="workers whose last sum came to its end",
+                found="workers in whose pipes embeddings of a sum that broke off may be left",
+                todo="Start new workers.",
+            )
+        self._whole = False  # until its end, whatever is raised on the way
         total = aggregate(
             records,
             bundle=bundle,
@@ -119,11 +129,25 @@ class Workers:
             progress=progress,
             embed=self._embed,
         )
-        for link in self._links:
-            link.send(None)
-        if {link.recv() for link in self._links} != {self._rounding}:
+        if self._answers(None) != {self._rounding}:
             raise _unlike()
+        self._whole = True
         return total
+
+    def _answers(self, *asked: None) -> set[bytes]:
+        """How each worker rounds, as it says at its start and whenever it is asked."""
+        try:
+            for link in self._links:
+                for word in asked:
+                    link.send(word)
+            return {link.recv() for link in self._links}
+        except (EOFError, OSError):
+            pass
+        raise BundleError(
+            expected="an answer from every worker",
+            found="one that has ended",
+            todo="Look for memory that ran out, and start new workers.",
+        )
 
     def _embed(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.float32]]:
         """In turn to each worker; answers come back in the same turn, hence in order."""

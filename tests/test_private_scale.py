@@ -21,6 +21,7 @@ from hyperdp.private import release as release_module
 from hyperdp.private.aggregate import aggregate
 from hyperdp.private.embed import arithmetic
 from hyperdp.private.forms import Form
+from hyperdp.private.on_ray import _Embedder
 from hyperdp.private.readers import decoding
 from hyperdp.private.readers.decoding import reading
 from hyperdp.private.records import Record
@@ -119,6 +120,40 @@ def test_an_encoder_that_changes_in_a_worker_is_refused():
     bundle = TinyBundle(encoder=Drifting())
     with Workers(bundle, 2) as workers, pytest.raises(BundleError, match="before and after"):
         workers.add_up(_data(), bundle=bundle, spec=SPEC, unit="record", classes=CLASSES)
+
+
+def test_what_a_broken_sum_left_behind_is_never_taken_for_the_next_ones():
+    def breaks_off():
+        yield from _data(192)
+        raise RuntimeError("a secret of seven")
+
+    given = {"bundle": BUNDLE, "spec": SPEC, "unit": "record", "classes": CLASSES}
+    with Workers(BUNDLE, 2) as workers:
+        with pytest.raises(DataError, match="not shown"):
+            workers.add_up(breaks_off(), **given)
+        with pytest.raises(UsageError, match="broke off"):
+            workers.add_up(_data(), **given)
+
+
+def test_a_worker_that_ended_is_an_error_of_ours_without_context():
+    with Workers(BUNDLE, 2) as workers:
+        workers._processes[1].kill()
+        workers._processes[1].join()
+        with pytest.raises(BundleError, match="one that has ended") as refused:
+            workers.add_up([], bundle=BUNDLE, spec=SPEC, unit="record", classes=CLASSES)
+    assert refused.value.__cause__ is refused.value.__context__ is None
+
+
+def test_on_ray_two_users_whose_names_differ_in_a_nul_are_two():
+    actor = _Embedder(BUNDLE.encoder, FORM, SPEC, "user", CLASSES)
+    names = ["a", "a\x00", "a\x00\x00", "\x00a"]
+    rows = records(4, classes=3)
+    batch = {
+        "image": np.stack([r.image for r in rows]),
+        "label": np.array([r.label for r in rows], dtype=object),
+        "unit": np.array(names, dtype=object),
+    }
+    assert actor(batch)["unit"].tolist() == names
 
 
 def test_workers_serve_their_own_bundle_and_are_at_least_one():
