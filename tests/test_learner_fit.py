@@ -8,9 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from hyperdp.budget import PrivacyBudget
-from hyperdp.errors import BudgetRefusedError, UsageError, VerificationError
+from hyperdp.errors import BudgetRefusedError, DataError, UsageError, VerificationError
 from hyperdp.ledger import Ledger, Reservation
 from hyperdp.lora import load_peft
 from hyperdp.private.forms import Form
@@ -148,6 +150,63 @@ def test_a_killed_run_goes_on_under_the_same_reservation(bundle, tmp_path):
     assert seen == [3]  # two of three steps were kept
     assert kinds(tmp_path) == ["cap", "reserve", "spend", "commit"]
     verify(tmp_path / "out", ledger=tmp_path / "ledger.db")
+
+
+def killed(bundle, folder):
+    def kill(*_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(bundle, folder, progress=kill)
+    return folder / ".out.run" / "state.safetensors"
+
+
+@pytest.mark.parametrize("step", [-1, 4])
+def test_a_state_of_steps_that_were_not_reserved_is_refused(step, bundle, tmp_path):
+    state = killed(bundle, tmp_path)
+    with safe_open(state, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, state, metadata={"step": str(step)})
+    seen = []
+    with pytest.raises(BudgetRefusedError, match="0 to 3 steps"):
+        run(bundle, tmp_path, progress=lambda *told: seen.append(told))
+    assert not seen and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_may_have_taken_steps_and_lost_its_state_takes_none_again(bundle, tmp_path):
+    killed(bundle, tmp_path).unlink()
+    read = []
+    with pytest.raises(BudgetRefusedError, match="the state of the run"):
+        run(bundle, tmp_path, records=(read.append(r) for r in some_records()))
+    assert not read and not (tmp_path / "out").exists()
+
+
+def test_a_run_killed_at_the_very_note_that_it_is_spent_goes_on(bundle, tmp_path, monkeypatch):
+    honest = Reservation.spend
+
+    def spend_and_die(reservation):
+        honest(reservation)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Reservation, "spend", spend_and_die)
+        run(bundle, tmp_path)
+    assert kinds(tmp_path) == ["cap", "reserve", "spend"]
+    run(bundle, tmp_path)
+    assert kinds(tmp_path) == ["cap", "reserve", "spend", "commit"]
+
+
+def test_an_error_of_a_reader_comes_without_what_its_library_said(bundle, tmp_path):
+    def reader():
+        yield some_records()[0]
+        try:
+            raise ValueError("a very private value")
+        except ValueError as error:
+            raise DataError(expected="x", found="y", todo="z.") from error
+
+    with pytest.raises(DataError, match="expected x") as refused:
+        run(bundle, tmp_path, records=reader())
+    assert refused.value.__cause__ is refused.value.__context__ is None
 
 
 def test_a_copy_of_a_killed_run_is_no_run_and_a_second_commit_leaves_nothing(

@@ -130,7 +130,7 @@ def reserve_steps(terms: Terms, ledger: Ledger, folder: RunFolder) -> Standing:
         BudgetRefusedError: the ledger refuses, does not know the run, or it was finished.
     """
     purpose = f"fit {terms.config.method} {folder.run_id}"
-    if folder.load() is not None and find(ledger, terms.dataset, purpose) is None:
+    if folder.begun and find(ledger, terms.dataset, purpose) is None:
         raise BudgetRefusedError(
             expected=f"the ledger that the run in {folder.path} was reserved in",
             found=f"{ledger.path}, which does not know it",
@@ -181,8 +181,16 @@ def run_steps(
     if found := out.exists():  # killed between writing the adapter and the end
         fitted = _published(out, reservation.entry.seal)
     else:
+        if standing.spent and not folder.begun:
+            raise BudgetRefusedError(
+                expected=f"the state of the run in {folder.path}",
+                found="none, though steps may have been taken",
+                todo="Steps are never taken twice for one reservation, and what it reserved stays "
+                "spent. Put the state back, or begin a new run in another folder.",
+            )
         form = Form.of(terms.bundle.config)
         units = Units.read(read(), form=form, unit=terms.budget.unit)
+        training.keep_start(folder)  # first, or a kill after the note would look like a lost state
         if not standing.spent:
             reservation.spend()
         begin, end = training.run(units, folder, progress)

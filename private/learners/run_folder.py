@@ -39,6 +39,11 @@ class RunFolder:
     path: Path
     run_id: str
 
+    @property
+    def begun(self) -> bool:
+        """Whether a state is kept."""
+        return (self.path / _STATE).exists()
+
     def save(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Keep the state after a step, in one step that a kill cannot halve."""
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -47,7 +52,7 @@ class RunFolder:
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
         """The last state kept and its step, or None at the start of a run."""
-        if not (self.path / _STATE).exists():
+        if not self.begun:
             return None
         with safe_open(self.path / _STATE, framework="pt") as file:
             step = int(file.metadata()["step"])

@@ -11,7 +11,7 @@ import torch
 from hyperdp import accounting
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
-from hyperdp.errors import UsageError
+from hyperdp.errors import BudgetRefusedError, UsageError
 from hyperdp.family import Family
 from hyperdp.lora import Weights
 from hyperdp.private.forms import Form
@@ -123,6 +123,13 @@ class Training:
             form = Form.of(terms.bundle.config)
             check_separate(self.family, self.begin, form, microbatch=terms.pace.microbatch)
 
+    def keep_start(self, folder: RunFolder) -> None:
+        """Keep what the run begins with, unless it has begun: public, or released already."""
+        if not folder.begun:
+            begin = self.begin
+            state = self.rule.state_dict()
+            folder.save(0, flatten(begin=begin, weights=begin, average=begin, rule=state))
+
     def run(
         self, units: Units, folder: RunFolder, progress: Progress | None
     ) -> tuple[Weights, Weights]:
@@ -136,6 +143,9 @@ class Training:
         Returns:
             The adapter that the run began with, and the average of those after, both as they stand
             in training; `for_base` makes the second one that fits the base model.
+
+        Raises:
+            BudgetRefusedError: what was kept is not of 0 to T steps, as the ledger knows them.
         """
         terms, rule = self.terms, self.rule
         config = terms.config
@@ -143,6 +153,12 @@ class Training:
         weights = average = begin
         if (kept := folder.load()) is not None:
             done, tensors = kept
+            if not 0 <= done <= config.steps:  # fewer than none would be followed by more than T
+                raise BudgetRefusedError(
+                    expected=f"a state after 0 to {config.steps} steps in {folder.path}",
+                    found="one of another number",
+                    todo="Begin a new run in another folder; what this one reserved stays spent.",
+                )
             # In the order of the sites, which noise follows and the file does not keep.
             begin, weights, average = (
                 {name: found[name] for name in self.begin}
@@ -151,9 +167,6 @@ class Training:
             rule.load_state_dict(
                 {k.removeprefix("rule/"): v for k, v in tensors.items() if k.startswith("rule/")}
             )
-        else:
-            state = rule.state_dict()
-            folder.save(0, flatten(begin=begin, weights=begin, average=begin, rule=state))
         step = PrivateStep(
             family=self.family,
             rule=rule,

@@ -46,18 +46,21 @@ class Units:
                 whose own error is passed on only where it is hyperdp's.
         """
         found: tuple[list[NDArray[Any]], dict[str, list[int]]] | None = None
+        failure: HyperdpError = DataError(
+            expected="records that can be read",
+            found="an error whose text may hold private values and is not shown",
+            todo="Try the reader on public data of the same form. The budget is spent.",
+        )
         try:
             found = _read(records, form, unit)
-        except HyperdpError:
-            raise
+        except HyperdpError as error:
+            failure = error
         except Exception:  # noqa: BLE001, S110  # even its type may depend on a record
             pass
-        if found is None:  # out here, so that the error has no context to show
-            raise DataError(
-                expected="records that can be read",
-                found="an error whose text may hold private values and is not shown",
-                todo="Try the reader on public data of the same form. The budget is spent.",
-            )
+        if found is None:
+            # Out here, so that the error has no context in which a library's own would be found.
+            failure.__cause__ = failure.__context__ = None
+            raise failure
         images, users = found
         stacked = np.stack(images) if images else np.zeros((0, *form.shape), dtype=form.dtype)
         members = [[i] for i in range(len(images))] if unit == "record" else list(users.values())
