@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights, pick
 from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.learners.fit import fit
+from hyperdp.private.records import AnyRecord
+from hyperdp.text_bundle import TextBundle
 
 Progress = Callable[[int, int], None]
 
@@ -51,7 +53,7 @@ def class_config(values: dict[str, Any], *, n: int, classes: int) -> FitConfig:
     known = {field.name for field in dataclasses.fields(FitConfig)} | {"share"}
     if unknown := sorted(set(values) - known | set(values) & {"size", "expected_batch"}):
         raise UsageError(
-            expected="[lora] with `share` and values of FitConfig other than size and batch",
+            expected="`share` and values of FitConfig other than size and batch",
             found=", ".join(unknown),
             todo="Correct the recipe.",
         )
@@ -70,20 +72,45 @@ def class_fits(
     budget: PrivacyBudget,
     progress: Progress,
 ) -> list[Weights]:
-    """Trains an adapter on each class's records; all of them together cost `budget`.
+    """`fits_by_class` of labelled images.
 
     Args:
         bundle: its base model.
         images: float32 [n, C, H, W], private.
         labels: int64 [n] in 0 … L - 1, private.
-        classes: L; a class without records is trained all the same, on noise alone, as its absence
-            is private.
+        classes: L.
+        config: see there.
+        budget: see there.
+        progress: see there.
+
+    Returns:
+        L adapters, each A [1, r, in, …] and B [1, out, r] in its group.
+    """
+    groups = [to_records(images[labels == c]) for c in range(classes)]
+    return fits_by_class(bundle, groups, config=config, budget=budget, progress=progress)
+
+
+def fits_by_class(
+    bundle: Bundle | TextBundle,
+    groups: Sequence[Sequence[AnyRecord]],
+    *,
+    config: FitConfig,
+    budget: PrivacyBudget,
+    progress: Progress,
+) -> list[Weights]:
+    """Trains an adapter on each class's records; all of them together cost `budget`.
+
+    Args:
+        bundle: its base model.
+        groups: the records of each of L classes, images or documents, private; no record is in two.
+            A class without records is trained all the same, on noise alone, as its absence is
+            private.
         config: of every class, see `class_config`.
         budget: ε and δ under add-remove, unit record.
         progress: called with (steps done, steps of all classes).
 
     Returns:
-        L adapters, each A [1, r, in, …] and B [1, out, r] in its group.
+        L adapters, each A [1, r, in, …] and B [1, out, r].
 
     Raises:
         UsageError: another adjacency or unit, for which the classes do not compose in parallel.
@@ -94,16 +121,16 @@ def class_fits(
             found=f"{budget.adjacency}, unit {budget.unit}",
             todo="Under these one unit may touch several classes, and their budgets add up.",
         )
-    total = classes * config.steps
+    total = len(groups) * config.steps
     made = []
 
     def tell(number: int, done: int, _steps: int, _epsilon: float) -> None:
         progress(number * config.steps + done, total)
 
     with tempfile.TemporaryDirectory() as scratch:
-        for c in range(classes):
+        for c, records in enumerate(groups):
             found = fit(
-                to_records(images[labels == c]),
+                records,
                 bundle=bundle,
                 config=config,
                 budget=budget,

@@ -9,9 +9,10 @@ seen of them is unknown.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from hyperdp.passages import (
 )
 
 SPLIT_SEED = 20251123
-MAIL_GROUPS = ("easy-ham-1", "easy-ham-2", "spam-1", "spam-2")
+MAIL_GROUPS = {"easy-ham-1": "ham", "easy-ham-2": "ham", "spam-1": "spam", "spam-2": "spam"}
 REFERENCE_SHARE, REFERENCE_SIZE = 0.15, 300
 
 
@@ -68,6 +69,46 @@ class TextSet:
         return [self.pool[int(i)] for i in order]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelledTextSet(TextSet):
+    """A private set whose documents have a class.
+
+    Attributes:
+        classes: public names of all classes.
+        label_of: document → index into `classes`, of every document of pool and reference.
+    """
+
+    classes: Sequence[str]
+    label_of: Mapping[str, int]
+
+    def labels(self, documents: Sequence[str]) -> list[int]:
+        """Classes of some documents of the set, indices into `classes`."""
+        return [self.label_of[text] for text in documents]
+
+
+def with_labels(data: TextSet, by_class: Mapping[str, Iterable[str]]) -> LabelledTextSet:
+    """The labelled view of a set: its own split, less what has two classes or none.
+
+    Args:
+        data: the set as it was split without labels.
+        by_class: class → its documents.
+    """
+    classes = sorted(by_class)
+    found: dict[str, set[int]] = {}
+    for name, documents in by_class.items():
+        for text in documents:
+            found.setdefault(text.strip(), set()).add(classes.index(name))
+    label_of = {text: min(labels) for text, labels in found.items() if len(labels) == 1}
+    return LabelledTextSet(
+        name=data.name,
+        about=data.about,
+        pool=[text for text in data.pool if text in label_of],
+        reference=[text for text in data.reference if text in label_of],
+        classes=classes,
+        label_of=label_of,
+    )
+
+
 def split_documents(name: str, about: str, documents: Iterable[str]) -> TextSet:
     """A set of some documents: none empty, none twice, a fixed split.
 
@@ -93,13 +134,31 @@ def load_text_set(name: str) -> TextSet:
         UsageError: no such set.
         DataError: the package that it comes from is not installed.
     """
-    if name not in TEXT_SETS:
+    _check_name(name, TEXT_SETS, "a private set")
+    return TEXT_SETS[name]()
+
+
+def load_labelled_set(name: str) -> LabelledTextSet:
+    """The labelled view of a set that has one: the split of `load_text_set`, with labels.
+
+    Args:
+        name: one of `LABELLED_SETS`.
+
+    Raises:
+        UsageError: no such set.
+        DataError: the package that it comes from is not installed.
+    """
+    _check_name(name, LABELLED_SETS, "a private set with labels")
+    return LABELLED_SETS[name]()
+
+
+def _check_name(name: str, known: Iterable[str], kind: str) -> None:
+    if name not in known:
         raise UsageError(
-            expected=f"a private set out of {', '.join(TEXT_SETS)}",
+            expected=f"{kind} out of {', '.join(known)}",
             found=repr(name),
             todo="Choose one of these.",
         )
-    return TEXT_SETS[name]()
 
 
 def _need(path: Path) -> Path:
@@ -110,14 +169,33 @@ def _need(path: Path) -> Path:
     return path
 
 
-def _mails() -> TextSet:
+def _bodies() -> dict[str, list[str]]:
+    """Group → the bodies of its mails."""
     data = _need(npm_package(MAILS) / "data")
-    found = []
-    for group in MAIL_GROUPS:
-        for path in sorted((data / group).glob("*.json")):
-            found.append(mail_body(json.loads(path.read_text(encoding="utf-8"))["text"]))
+    return {
+        group: [
+            mail_body(json.loads(path.read_text(encoding="utf-8"))["text"])
+            for path in sorted((data / group).glob("*.json"))
+        ]
+        for group in MAIL_GROUPS
+    }
+
+
+def _mails() -> TextSet:
+    return _split_mails(_bodies())
+
+
+def _split_mails(bodies: Mapping[str, list[str]]) -> TextSet:
     about = "Mail of 2002, wanted and not (SpamAssassin's public corpus): bodies without headers."
-    return split_documents("spam-assassin", about, found)
+    return split_documents("spam-assassin", about, chain.from_iterable(bodies.values()))
+
+
+def _labelled_mails() -> LabelledTextSet:
+    bodies = _bodies()
+    by_class: dict[str, list[str]] = {}
+    for group, name in MAIL_GROUPS.items():
+        by_class.setdefault(name, []).extend(bodies[group])
+    return with_labels(_split_mails(bodies), by_class)
 
 
 def _topic(name: str, *, public: bool = False) -> TextSet:
@@ -143,3 +221,4 @@ TEXT_SETS: dict[str, Callable[[], TextSet]] = {
     **{f"public-{name}": partial(_topic, name, public=True) for name in VALIDATION_TOPICS},
     **{f"brown-{name}": lambda name=name: _genre(name) for name in PRIVATE_GENRES},  # type: ignore[misc]
 }
+LABELLED_SETS: dict[str, Callable[[], LabelledTextSet]] = {"spam-assassin": _labelled_mails}

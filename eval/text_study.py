@@ -29,6 +29,24 @@ def to_tokens(bundle: TextBundle, documents: Sequence[str]) -> Tensor:
     return torch.from_numpy(bundle.base.tokenizer.encode_all(list(documents)))
 
 
+def to_text_records(
+    tokens: Tensor, labels: Sequence[int] | None = None, classes: Sequence[str] | None = None
+) -> list[TextRecord]:
+    """Documents as the records that a reader would yield.
+
+    Args:
+        tokens: int64 [n, L].
+        labels: n indices into `classes`.
+        classes: names.
+    """
+    if labels is None or classes is None:
+        return [TextRecord(tokens=row) for row in tokens.numpy()]
+    return [
+        TextRecord(tokens=row, label=classes[label])
+        for row, label in zip(tokens.numpy(), labels, strict=True)
+    ]
+
+
 @torch.no_grad()
 def document_losses(bundle: TextBundle, weights: Weights, tokens: Tensor) -> Tensor:
     """Each document's own loss under an adapter.
@@ -92,6 +110,8 @@ def release_documents(
     tokens: Tensor,
     budget: PrivacyBudget,
     *,
+    labels: Sequence[int] | None = None,
+    classes: Sequence[str] | None = None,
     folder: Path | None = None,
 ) -> Release:
     """One release by the real code path, with a ledger of its own.
@@ -100,17 +120,20 @@ def release_documents(
         bundle: its encoder.
         tokens: int64 [n, L], the private documents.
         budget: what is spent.
+        labels: n indices into `classes`, for a labelled release.
+        classes: public names of all classes, for a labelled release.
         folder: keeps `release/` and `ledger.db`; a temporary folder when None.
     """
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) if folder is None else folder
         return release(
-            [TextRecord(tokens=row) for row in tokens.numpy()],
+            to_text_records(tokens, labels, classes),
             bundle=bundle,
             budget=budget,
             ledger=Ledger(place / "ledger.db"),
             out=place / "release",
             dataset=f"study {secrets.token_hex(16)}",  # a dataset has one ledger, and this is new
+            classes=classes,
         )
 
 
