@@ -22,7 +22,7 @@ _FOURIER_TOLERANCE = 1e-3  # in ε below 1, relative above: the grid's rounding
 
 
 def check_training(folder: Path, statement: bytes) -> tuple[TrainingCertificate, list[Claim]]:
-    """Recompute every claim of a fit: ε by Fourier transforms and by PLD, hashes, shapes.
+    """Recompute every claim of a fit: ε by Fourier transforms and by PLD, hashes, settings.
 
     Args:
         folder: the PEFT directory.
@@ -47,7 +47,16 @@ def check_training(folder: Path, statement: bytes) -> tuple[TrainingCertificate,
         claimed = c.adapter_sha256.get(name)
         claims.append(Claim.checked(f"{name} (SHA-256)", claimed, found, claimed == found))
     claims += _adapter(c, *(contents[name] for name in ADAPTER_FILES))
+    claims.append(_settings(c))
     return c, claims + check_steps(c) + _total(c)
+
+
+def _settings(c: TrainingCertificate) -> Claim:
+    """What the certificate says twice: among the fit's settings, and where ε is computed from."""
+    names = ("method", "size", "expected_batch", "steps", "clip_norm")
+    stated = [getattr(c, name) for name in names]
+    found = [c.config.get(name) for name in names]
+    return Claim.checked(f"settings ({', '.join(names)})", stated, found, stated == found)
 
 
 def _adapter(c: TrainingCertificate, config: bytes, weights: bytes) -> list[Claim]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -96,6 +97,20 @@ def test_any_changed_byte_of_the_adapter_or_the_certificate_is_found(bundle, tmp
             verify(tmp_path / "out")
         path.write_bytes(good)
     verify(tmp_path / "out")
+
+
+def test_settings_that_differ_from_what_was_accounted_for_are_found(bundle, tmp_path):
+    honest = run(bundle, tmp_path).certificate
+    path = tmp_path / "out" / "certificate.json"
+    for name in ("method", "size", "expected_batch", "steps", "clip_norm"):
+        for value in (7, None):
+            config = {**honest.config, name: value}
+            path.write_bytes(dataclasses.replace(honest, config=config).signed().to_bytes())
+            with pytest.raises(VerificationError, match="settings"):
+                verify(tmp_path / "out")
+    path.write_bytes(dataclasses.replace(honest, config={}).signed().to_bytes())
+    with pytest.raises(VerificationError, match="settings"):
+        verify(tmp_path / "out")
 
 
 @pytest.mark.parametrize("method", ["dpsgd", "ffa", "prism"])
