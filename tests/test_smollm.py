@@ -20,6 +20,7 @@ from hyperdp.cli._app import app
 from hyperdp.encoder import clip
 from hyperdp.errors import UsageError
 from hyperdp.lora import adapters, attach_peft, describe_sites, load_peft
+from hyperdp.packages import FORTUNES
 from hyperdp.pretrain import smollm
 from hyperdp.pretrain.loop import LoopConfig
 from hyperdp.pretrain.recipe import open_recipe_texts, read_recipe
@@ -201,16 +202,23 @@ def test_the_recipe_adapts_upper_layers_only():
 
 @pytest.mark.slow
 def test_the_script_of_texts_runs_small_and_goes_on(tmp_path: Path):
+    measured = FORTUNES.is_dir()  # `make texts`
     environment = {**os.environ, "SMALL": "1", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT),
-                   "OMP_NUM_THREADS": "1"}  # fmt: skip
+                   "OMP_NUM_THREADS": "1", "TABLE": str(int(measured))}  # fmt: skip
     script = str(ROOT / "pretrain/gpu/text.sh")
-    bundles = []
+    bundles, rows = [], []
     for steps in ("4", "8", "8"):  # at the end all steps are taken: nothing changes
         subprocess.run(
             [script, "out"], cwd=tmp_path, env={**environment, "STEPS": steps}, check=True
         )
         bundles.append((tmp_path / "out/hyper/bundle/hypernetwork.safetensors").read_bytes())
+        if measured:
+            rows.append((tmp_path / "out/text-gain.jsonl").read_text().splitlines())
     assert bundles[0] != bundles[1] == bundles[2]
+    if measured:
+        methods = {json.loads(row)["method"] for row in rows[0]}
+        assert methods == {"base", "lora", "public_mean", "other_task", "hyper"}
+        assert len(rows[0]) < len(rows[1]) and rows[1] == rows[2]
 
 
 @pytest.mark.slow
