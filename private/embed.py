@@ -28,6 +28,7 @@ from hyperdp.private.release_bundle import ReleaseBundle
 from hyperdp.text_encoder import PAD
 
 BATCH_SIZE = 64
+UNFIT = bytes(32)  # what `arithmetic` says where companions change an embedding
 Batch = NDArray[Any]
 Embed = Callable[[Iterable[Batch]], Iterator[NDArray[np.float32]]]
 """Batches of at most B images or documents → their embeddings, in the same order."""
@@ -126,18 +127,7 @@ def check_independence(bundle: ReleaseBundle, *, batch_size: int = BATCH_SIZE) -
     Raises:
         BundleError: one is not, or the shape is not the bundle's.
     """
-    form, half = Form.of(bundle.config), batch_size // 2
-    noise = form.probes(batch_size)
-    first = embed_batch(bundle.encoder, noise, batch_size=batch_size)
-    order = np.random.default_rng(1).permutation(batch_size)
-    permuted = embed_batch(bundle.encoder, noise[order], batch_size=batch_size)
-    alone = embed_batch(bundle.encoder, noise[:half], batch_size=batch_size)
-    beside = []
-    for companion in form.extremes():
-        other = noise.copy()
-        other[half:] = companion
-        beside.append(embed_batch(bundle.encoder, other, batch_size=batch_size)[:half])
-    again = embed_batch(bundle.encoder, noise, batch_size=batch_size)
+    first, pairs = _tried(bundle.encoder, Form.of(bundle.config), batch_size)
     expected = (batch_size, bundle.config.embed_dim)
     if first.shape != expected:
         raise BundleError(
@@ -145,8 +135,6 @@ def check_independence(bundle: ReleaseBundle, *, batch_size: int = BATCH_SIZE) -
             found=f"{first.shape}",
             todo="The bundle's encoder does not fit its configuration: take a fresh copy.",
         )
-    pairs = [(first[order], permuted), (first, again)]
-    pairs += [(first[:half], other) for other in (alone, *beside)]
     if not all(np.array_equal(a, b) for a, b in pairs):
         raise BundleError(
             expected="an encoder in which every embedding depends on its own record alone",
@@ -155,19 +143,43 @@ def check_independence(bundle: ReleaseBundle, *, batch_size: int = BATCH_SIZE) -
         )
 
 
+def _tried(
+    encoder: nn.Module, form: Form, batch_size: int
+) -> tuple[NDArray[np.float32], list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+    """Embeddings of public noise, and pairs of them that must be equal whatever lay beside."""
+    half = batch_size // 2
+    noise = form.probes(batch_size)
+    first = embed_batch(encoder, noise, batch_size=batch_size)
+    order = np.random.default_rng(1).permutation(batch_size)
+    permuted = embed_batch(encoder, noise[order], batch_size=batch_size)
+    alone = embed_batch(encoder, noise[:half], batch_size=batch_size)
+    beside = []
+    for companion in form.extremes():
+        other = noise.copy()
+        other[half:] = companion
+        beside.append(embed_batch(encoder, other, batch_size=batch_size)[:half])
+    again = embed_batch(encoder, noise, batch_size=batch_size)
+    pairs = [(first[order], permuted), (first, again)]
+    return first, pairs + [(first[:half], other) for other in (alone, *beside)]
+
+
 def arithmetic(encoder: nn.Module, form: Form) -> bytes:
     """How this process rounds: a digest of the embeddings of public noise, and of the weights.
 
     Where records are divided among processes, all must round alike: else an embedding would depend
-    on which process a record met, and so on the other records.
+    on which process a record met, and so on the other records. Nor may it depend on companions in
+    any of them.
 
     Args:
         encoder: public.
         form: of a record.
 
     Returns:
-        32 bytes.
+        32 bytes; `UNFIT` where companions change an embedding, which is to be refused.
     """
     digest = hashlib.sha256(weights_hash(encoder).encode())
-    digest.update(embed_batch(encoder, form.probes(BATCH_SIZE)).tobytes())
+    first, pairs = _tried(encoder, form, BATCH_SIZE)
+    if not all(np.array_equal(a, b) for a, b in pairs):
+        return UNFIT
+    digest.update(first.tobytes())
     return digest.digest()

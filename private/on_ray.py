@@ -3,13 +3,22 @@
     data = ray.data.read_parquet(...).map(...)   # columns image, and label and unit where needed
     release(data, bundle=bundle, ..., add_up=RaySum(workers=64))
 
-Ray's object store may spill to disk what does not fit in memory, un-noised embeddings with it:
-`start_ray` turns that off; on a cluster of your own it is for you to decide where it may spill.
+Ray's object store puts on disk what does not fit in memory, un-noised embeddings with it, and Ray
+logs the progress of every dataset, record for record. `start_ray` keeps all its files in memory,
+for this account alone, and `stop_ray` removes them; `RaySum` lets Ray log nothing while it runs. On
+a cluster of your own, its session folders and where it may spill are as private as the data.
 """
 
 from __future__ import annotations
 
+import atexit
+import logging
+import shutil
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,30 +29,69 @@ from hyperdp.budget import Unit
 from hyperdp.errors import BundleError, HyperdpError, UsageError
 from hyperdp.mechanism import ClippedSum, MechanismSpec
 from hyperdp.private.aggregate import UnitSum, unreadable
-from hyperdp.private.embed import BATCH_SIZE, arithmetic, embed_batch
+from hyperdp.private.embed import BATCH_SIZE, UNFIT, arithmetic, embed_batch, weights_hash
 from hyperdp.private.forms import Form
 from hyperdp.private.release_bundle import ReleaseBundle
 
 Batch = dict[str, Any]
+MEMORY = Path("/dev/shm")  # noqa: S108  # a file system without a disk, where Linux has one
+_folders: list[Path] = []
 
 
 def start_ray(cpus: int) -> None:
     """Starts Ray on this machine: no dashboard, no log of workers here, nothing spilled to disk.
 
+    Its session folder is in memory, so that what the object store maps to files when it is full is
+    there too; where a system has no `/dev/shm`, it is in the folder of temporary files. Ended with
+    `stop_ray`, or at the program's exit; what a kill leaves is this account's alone.
+
     Raises:
         UsageError: Ray is not installed.
     """
-    _ray().init(
+    ray = _ray()
+    if not _folders:
+        atexit.register(stop_ray)
+    # mkdtemp makes it for this account alone.
+    made = tempfile.mkdtemp(prefix="ray-", dir=MEMORY if MEMORY.is_dir() else None)
+    _folders.append(Path(made))
+    ray.init(
         num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,
+        _temp_dir=made,
         _system_config={"automatic_object_spilling_enabled": False},
     )
 
 
+def stop_ray() -> None:
+    """Ends what `start_ray` started, and removes all its files."""
+    if _folders:
+        _ray().shutdown()
+    while _folders:
+        shutil.rmtree(_folders.pop(), ignore_errors=True)
+
+
+@contextmanager
+def _silent(records: Any) -> Iterator[None]:
+    """Lets Ray tell nobody, by log files, standard error or bars, how many records there are."""
+    told = ("enable_progress_bars", "enable_operator_progress_bars", "enable_auto_log_stats")
+    contexts = [_ray().data.DataContext.get_current(), records.context]
+    before = [(c, name, getattr(c, name)) for c in contexts for name in told if hasattr(c, name)]
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        for context, name, _ in before:
+            setattr(context, name, False)
+        yield
+    finally:
+        for context, name, value in before:
+            setattr(context, name, value)
+        logging.disable(disabled)
+
+
 def _ray() -> Any:
     try:
-        import ray  # noqa: PLC0415  # an extra
+        import ray.data  # noqa: PLC0415  # an extra
     except ImportError as error:
         raise UsageError(
             expected="Ray for a dataset on a cluster",
@@ -80,37 +128,40 @@ class RaySum:
 
         Raises:
             DataError: a record is not as asked, or anything else; the text tells of no record.
-            BundleError: the actors embed public noise differently.
+            BundleError: the actors embed public noise differently, or their weights changed.
         """
         total, failed = ClippedSum(spec), 0
         rounding: set[bytes] = set()
+        weights = bytes.fromhex(weights_hash(bundle.encoder))
         given = (bundle.encoder, Form.of(bundle.config), spec, unit, classes)
         failure: HyperdpError | None = None
         try:
-            embedded = records.map_batches(
-                _Embedder,
-                fn_constructor_args=given,
-                batch_size=BATCH_SIZE,
-                batch_format="numpy",
-                concurrency=self.workers,
-                num_cpus=1,
-            )
-            if unit == "user":
-                embedded = embedded.groupby("unit").map_groups(
-                    _OfUser, fn_constructor_args=(spec,), batch_format="numpy", concurrency=1
+            with _silent(records):
+                embedded = records.map_batches(
+                    _Embedder,
+                    fn_constructor_args=given,
+                    batch_size=BATCH_SIZE,
+                    batch_format="numpy",
+                    concurrency=self.workers,
+                    num_cpus=1,
                 )
-            for row in embedded.iter_rows():
-                failed += int(row["failed"])
-                rounding.update(bytes.fromhex(r) for r in row["rounding"].split())
-                total.add_vector(np.asarray(row["sums"], dtype=np.int64))
+                if unit == "user":
+                    embedded = embedded.groupby("unit").map_groups(
+                        _OfUser, fn_constructor_args=(spec,), batch_format="numpy", concurrency=1
+                    )
+                for row in embedded.iter_rows():
+                    failed += int(row["failed"])
+                    rounding.update(bytes.fromhex(r) for r in row["rounding"].split())
+                    total.add_vector(np.asarray(row["sums"], dtype=np.int64))
         except Exception:  # noqa: BLE001  # even its type may depend on a record
             failure = unreadable()
         if failure is not None or failed:
             raise failure or unreadable()
-        if len(rounding) > 1:
+        if len(rounding) > 1 or any(r[:32] == UNFIT or r[32:] != weights for r in rounding):
             raise BundleError(
-                expected="the same embeddings of public noise from every actor",
-                found="embeddings that differ",
+                expected="the same embeddings of public noise from every actor, whatever is beside "
+                "them, by weights that stay as they are",
+                found="embeddings or weights that differ",
                 todo="Use machines of one kind. The budget reserved is spent.",
             )
         return total
@@ -130,7 +181,12 @@ class _Embedder:
         torch.set_num_threads(1)
         self.encoder, self.form, self.spec, self.unit = encoder, form, spec, unit
         self.index = {name: i for i, name in enumerate(classes)}
-        self.rounding = arithmetic(encoder, form).hex()
+        self._arithmetic = arithmetic(encoder, form).hex()
+
+    @property
+    def rounding(self) -> str:
+        """How this actor rounds, and its weights as they now are; hex."""
+        return self._arithmetic + weights_hash(self.encoder)
 
     def __call__(self, batch: Batch) -> Batch:
         """Never raises: what is raised here goes to Ray's logs."""

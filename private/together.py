@@ -24,7 +24,7 @@ from hyperdp.budget import PrivacyBudget, Unit
 from hyperdp.errors import BundleError, HyperdpError
 from hyperdp.mechanism import ClippedSum, MechanismSpec
 from hyperdp.private.aggregate import aggregate, check_classes, unreadable
-from hyperdp.private.embed import arithmetic
+from hyperdp.private.embed import UNFIT, arithmetic
 from hyperdp.private.forms import Form
 from hyperdp.private.readers.decoding import reading
 from hyperdp.private.records import AnyRecord, TextRecord
@@ -86,10 +86,11 @@ class _Team:
         found = [torch.empty_like(mine) for _ in range(state.num_processes)]
         if state.num_processes > 1:
             distributed.all_gather(found, mine)
-            if not all(torch.equal(mine, other) for other in found):
+            same = all(torch.equal(mine, other) for other in found)
+            if not same or alike.startswith(UNFIT):
                 raise BundleError(
                     expected="the same reading and embeddings of public samples in every process",
-                    found="readings or embeddings that differ",
+                    found="readings or embeddings that differ, or that companions change",
                     todo="Use machines of one kind, with the same versions.",
                 )
 

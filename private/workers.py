@@ -25,7 +25,7 @@ from hyperdp.budget import Unit
 from hyperdp.errors import BundleError, UsageError
 from hyperdp.mechanism import ClippedSum, MechanismSpec
 from hyperdp.private.aggregate import aggregate
-from hyperdp.private.embed import Batch, arithmetic, embed_batch
+from hyperdp.private.embed import UNFIT, Batch, arithmetic, embed_batch
 from hyperdp.private.forms import Form
 from hyperdp.private.records import AnyRecord
 from hyperdp.private.release_bundle import ReleaseBundle
@@ -72,7 +72,7 @@ class Workers:
         except BaseException:
             self.__exit__()
             raise
-        if len(found) != 1:
+        if len(found) != 1 or UNFIT in found:
             self.__exit__()
             raise _unlike()
         [self._rounding] = found
@@ -183,6 +183,6 @@ def _serve(link: Connection[Any, Any], encoder: nn.Module, form: Form) -> None:
 def _unlike() -> BundleError:
     return BundleError(
         expected="the same embeddings of public noise from every process, before and after",
-        found="embeddings or weights that differ",
+        found="embeddings or weights that differ, or that companions change",
         todo="Use an encoder without running statistics, and machines of one kind.",
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from hyperdp.ledger import Ledger
 from hyperdp.mechanism import MechanismSpec
 from hyperdp.private import release as release_module
 from hyperdp.private.aggregate import aggregate
-from hyperdp.private.embed import arithmetic
+from hyperdp.private.embed import arithmetic, check_independence
 from hyperdp.private.forms import Form
 from hyperdp.private.on_ray import _Embedder
 from hyperdp.private.readers import decoding
@@ -77,9 +79,9 @@ def test_workers_change_neither_the_ledger_nor_the_number_of_draws(
     assert draws == [1]
 
 
-class FailsOnOnes(nn.Module):
+class FailsOnHalves(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if bool((x == 1).all(dim=(1, 2, 3)).any()):
+        if bool((x == 0.5).all(dim=(1, 2, 3)).any()):
             raise RuntimeError("a secret of seven")
         return x.flatten(1)[:, :DIM]
 
@@ -87,6 +89,14 @@ class FailsOnOnes(nn.Module):
 class ToldByItsProcess(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1)[:, :DIM] + os.getpid() % 1000
+
+
+class MixesElsewhere(nn.Module):
+    """Keeps records apart in the process that checks it, and nowhere else."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        elsewhere = os.environ["HOME_PROCESS"] != str(os.getpid())
+        return x.flatten(1)[:, :DIM] + x.nanmean() * elsewhere
 
 
 class Drifting(nn.Module):
@@ -102,8 +112,8 @@ class Drifting(nn.Module):
 
 
 def test_a_worker_that_fails_tells_nothing(capfd):
-    bundle = TinyBundle(encoder=FailsOnOnes())
-    data = [*_data(70), Record(image=np.ones(SHAPE, np.float32), label="1")]
+    bundle = TinyBundle(encoder=FailsOnHalves())
+    data = [*_data(70), Record(image=np.full(SHAPE, 0.5, np.float32), label="1")]
     with Workers(bundle, 2) as workers, pytest.raises(DataError, match="not shown") as refused:
         workers.add_up(data, bundle=bundle, spec=SPEC, unit="record", classes=CLASSES)
     assert refused.value.__cause__ is refused.value.__context__ is None
@@ -114,6 +124,17 @@ def test_a_worker_that_fails_tells_nothing(capfd):
 def test_workers_that_round_differently_are_refused_before_they_see_a_record():
     with pytest.raises(BundleError, match="from every process"):
         Workers(TinyBundle(encoder=ToldByItsProcess()), 2).__enter__()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_encoder_that_mixes_records_in_the_workers_alone_is_refused(
+    count: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME_PROCESS", str(os.getpid()))
+    bundle = TinyBundle(encoder=MixesElsewhere())
+    check_independence(bundle)
+    with pytest.raises(BundleError, match="companions"):
+        Workers(bundle, count).__enter__()
 
 
 def test_an_encoder_that_changes_in_a_worker_is_refused():
@@ -271,11 +292,13 @@ def test_launched_processes_end_together(case: str, tmp_path: Path):
 @pytest.fixture(scope="module")
 def ray_data():
     ray = pytest.importorskip("ray")
-    from hyperdp.private.on_ray import start_ray
+    from hyperdp.private import on_ray
 
-    start_ray(4)
+    on_ray.start_ray(4)
+    [folder] = on_ray._folders
     yield ray.data
-    ray.shutdown()
+    on_ray.stop_ray()
+    assert not folder.exists()
 
 
 def _rows(data: list[Record]) -> list[dict[str, object]]:
@@ -304,6 +327,24 @@ def test_ray_refuses_what_one_process_refuses(ray_data, unit: str):
     with pytest.raises(DataError, match="not shown") as refused:
         RaySum(1)(data, bundle=BUNDLE, spec=SPEC, unit=unit, classes=CLASSES)
     assert refused.value.__cause__ is refused.value.__context__ is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", UNITS)
+def test_ray_writes_the_number_of_records_nowhere(ray_data, unit: str, capfd):
+    from hyperdp.private import on_ray
+
+    bad = Record(image=np.zeros(SHAPE, np.float32), label="another", unit="user-1")
+    given = {"bundle": BUNDLE, "spec": SPEC, "unit": unit, "classes": CLASSES}
+    for data in (_data(1237), [*_data(1236), bad]):
+        rows = ray_data.from_items(_rows(data), override_num_blocks=7)
+        with nullcontext() if data[-1] is not bad else pytest.raises(DataError):
+            on_ray.RaySum(2)(rows, **given)
+    shown = capfd.readouterr()
+    files = [file for file in on_ray._folders[0].rglob("*") if file.is_file()]
+    words = [shown.out, shown.err, *(file.read_text(errors="replace") for file in files)]
+    assert len(files) > 10
+    assert not [word for word in words if re.search(r"\b123[67]\b", word)]
 
 
 def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch):
