@@ -130,9 +130,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
-def test_a_column_that_is_not_there_is_named_with_those_that_are(
-    write, tmp_path
-):
+def test_a_column_that_is_not_there_is_named_with_those_that_are(write, tmp_path):
     path, columns = write(tmp_path)
     for option in ("image_column", "label_column", "unit_column"):
         error = refused(path, **{option: "nope"})
