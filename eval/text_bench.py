@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from hyperdp.budget import PrivacyBudget
@@ -26,13 +25,13 @@ from hyperdp.eval.text_study import (
     lora_weights,
     nats,
     perplexity,
+    read_public,
     recovered,
     release_documents,
     released_weights,
     to_tokens,
 )
 from hyperdp.lora import Weights, pick
-from hyperdp.private.readers import open_text_dataset
 from hyperdp.private.records import TextRecord
 from hyperdp.private.release import Release
 from hyperdp.private.reweight import adapt_on_public
@@ -54,6 +53,9 @@ class TextCell:
     n: int | None
     epsilon: float | None
     seed: int
+
+
+OnCell = Callable[[TextCell, int, int], Progress]
 
 
 def text_cells(config: TextBenchConfig, sizes: dict[str, int]) -> Iterator[TextCell]:
@@ -97,8 +99,7 @@ class TextBench:
     @cached_property
     def public(self) -> Tensor:
         """The public documents of `shared` and `reweighted`, int64 [N, L]."""
-        texts = open_text_dataset(self.config.public, encode=self.bundle.base.tokenizer.encode)
-        return torch.stack([torch.from_numpy(record.tokens) for record in texts.records()])
+        return read_public(self.bundle, self.config.public)
 
     def figures(self, cell: TextCell, progress: Progress | None = None) -> dict[str, float]:
         """Metric → value of one cell."""
@@ -204,7 +205,7 @@ def row_name(bundle: TextBundle, method: str) -> str:
 def run_text_bench(
     config: TextBenchConfig,
     path: Path,
-    on_cell: Callable[[TextCell, int, int], Progress],
+    on_cell: OnCell,
     methods: list[str] | None = None,
 ) -> list[Row]:
     """Measures every cell that `path` does not hold yet.
@@ -229,30 +230,68 @@ def run_text_bench(
     for row in rows:
         if row.method in REFERENCES and row.metric == "nats":
             bench.found[row.private_set][row.method] = row.value
+    return measure_cells(
+        cells,
+        rows,
+        path,
+        bench=config.bench,
+        delta=config.delta,
+        base=lambda method: row_name(bundle, method),
+        figures=bench.figures,
+        on_cell=on_cell,
+    )
+
+
+def measure_cells(
+    cells: list[TextCell],
+    rows: list[Row],
+    path: Path,
+    *,
+    bench: str,
+    delta: float,
+    base: Callable[[str], str],
+    figures: Callable[[TextCell, Progress], dict[str, float]],
+    on_cell: OnCell,
+) -> list[Row]:
+    """Measures the cells that have no row yet, and writes each as soon as it is measured.
+
+    Args:
+        cells: all that are wanted.
+        rows: that there are.
+        path: JSONL that they are in.
+        bench: name of the recipe.
+        delta: of every budget.
+        base: method → what its rows call the bundle.
+        figures: (cell, progress) → metric → value.
+        on_cell: called with (cell, number, cells); returns a progress callback.
+
+    Returns:
+        Old and new rows.
+    """
     done = {(r.private_set, r.method, r.n, r.epsilon, r.seed) for r in rows}
-    origin = provenance()
+    origin, rows = provenance(), list(rows)
     for number, cell in enumerate(cells):
         if (cell.private_set, cell.method, cell.n, cell.epsilon, cell.seed) in done:
             continue
         progress, began = on_cell(cell, number, len(cells)), time.monotonic()
-        figures = bench.figures(cell, progress)
+        found = figures(cell, progress)
         fresh = [
             Row(
-                bench=config.bench,
-                base=row_name(bundle, cell.method),
+                bench=bench,
+                base=base(cell.method),
                 private_set=cell.private_set,
                 method=cell.method,
                 n=cell.n,
                 epsilon=cell.epsilon,
                 seed=cell.seed,
-                delta=None if cell.epsilon is None else config.delta,
+                delta=None if cell.epsilon is None else delta,
                 metric=metric,
                 value=value,
                 seconds=round(time.monotonic() - began, 2),
                 peak_rss_mb=peak_rss_mb(),
                 **origin,
             )
-            for metric, value in figures.items()
+            for metric, value in found.items()
         ]
         append_rows(path, fresh)
         rows += fresh

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hyperdp.errors import UsageError
 from hyperdp.eval.bench_recipe import fit_settings
+from hyperdp.eval.class_learners import class_config
 from hyperdp.private.finetune import FinetuneConfig
 from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.reweight import OF_TEXTS, ReweightConfig
 
 RECIPES = Path(__file__).parent / "recipes"
-KIND = "text"
+KIND, LABELS_KIND = "text", "text-labels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +59,79 @@ class TextBenchConfig:
     candidates: int = 4095
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextClassifierConfig:
+    """Logistic regression on TF-IDF features; never chosen by looking at private documents.
+
+    Attributes:
+        words: the longest run of words that is a feature.
+        strength: C of scikit-learn, the inverse of the penalty's weight.
+    """
+
+    words: int = 1
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextLabelsConfig:
+    """A recipe of labelled documents; in TOML with `kind = "text-labels"`.
+
+    Attributes:
+        bench: its name, in every row.
+        bundle: name or folder of a text bundle.
+        private_sets: out of `hyperdp.eval.text_sets.LABELLED_SETS`.
+        n: numbers of private documents, of all classes together; those that a set does not have are
+            left out.
+        epsilon: budgets, each of all classes together. delta: of every budget.
+        seeds: of draws of documents, training and sampling; the noise of a release has none.
+        per_class: documents that each class's adapter writes.
+        temperature: that they are written at.
+        classifier: of all methods alike.
+        finetune: of the non-private LoRA of each class.
+        public: public documents (`hyperdp pretrain public --texts`) for `reweighted`; no such
+            method where it is "".
+        reweight: of `reweighted`; its batch is that of all classes.
+        dpsgd: values of the `FitConfig` of `dpsgd`, see `class_config`; no such method where it is
+            empty.
+    """
+
+    bench: str
+    bundle: str
+    private_sets: list[str]
+    n: list[int]
+    epsilon: list[float]
+    delta: float
+    seeds: list[int]
+    per_class: int = 1000
+    temperature: float = 1.0
+    classifier: TextClassifierConfig = field(default_factory=TextClassifierConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    public: str = ""
+    reweight: ReweightConfig = OF_TEXTS
+    dpsgd: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.dpsgd:  # so that a bad value is found before the first cell
+            class_config(self.dpsgd, n=max(self.n), classes=2)
+
+
 def text_recipe_path(name_or_path: str) -> Path | None:
-    """The file of a text recipe; None where the recipe is of another kind, or there is none."""
+    """The file of a recipe of texts; None where the recipe is of another kind, or there is none."""
     path = Path(name_or_path)
     path = path if path.is_file() else RECIPES / f"{name_or_path}.toml"
     if not path.is_file():
         return None
     try:
-        values = tomllib.loads(path.read_text())
+        kind = recipe_kind(path)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         return None  # the other reader says what is wrong with it
-    return path if values.get("kind") == KIND else None
+    return path if kind in (KIND, LABELS_KIND) else None
+
+
+def recipe_kind(path: Path) -> str | None:
+    """What a recipe says of its kind; None where it says nothing."""
+    kind: str | None = tomllib.loads(path.read_text()).get("kind")
+    return kind
 
 
 def read_text_recipe(path: Path, private_sets: list[str] | None = None) -> TextBenchConfig:
@@ -102,11 +165,44 @@ def read_text_recipe(path: Path, private_sets: list[str] | None = None) -> TextB
             found=str(error),
             todo="Compare with eval/recipes/text-gain.toml.",
         ) from error
-    wanted = config.private_sets if private_sets is None else private_sets
-    if unknown := sorted(set(wanted) - set(config.private_sets)):
+    return replace(config, private_sets=_chosen(config.private_sets, private_sets))
+
+
+def read_labels_recipe(path: Path, private_sets: list[str] | None = None) -> TextLabelsConfig:
+    """Reads a recipe of labelled documents.
+
+    Args:
+        path: of `text_recipe_path`.
+        private_sets: only these of it.
+
+    Raises:
+        UsageError: a key that it does not have or misses, or a set that it does not name.
+    """
+    values: dict[str, Any] = tomllib.loads(path.read_text())
+    values.pop("kind")
+    tables: dict[str, type[Any]] = {
+        "classifier": TextClassifierConfig,
+        "finetune": FinetuneConfig,
+        "reweight": ReweightConfig,
+    }
+    try:
+        made = {name: of(**values.pop(name)) for name, of in tables.items() if name in values}
+        config = TextLabelsConfig(**made, **values)
+    except TypeError as error:
         raise UsageError(
-            expected=f"private sets of the recipe: {', '.join(config.private_sets)}",
+            expected=f"the keys of a recipe of labelled texts in {path}",
+            found=str(error),
+            todo="Compare with eval/recipes/text-labels.toml.",
+        ) from error
+    return replace(config, private_sets=_chosen(config.private_sets, private_sets))
+
+
+def _chosen(named: list[str], only: list[str] | None) -> list[str]:
+    """The sets of a recipe, or those of them that were asked for."""
+    if unknown := sorted(set(only or []) - set(named)):
+        raise UsageError(
+            expected=f"private sets of the recipe: {', '.join(named)}",
             found=", ".join(unknown),
             todo="Choose out of these.",
         )
-    return TextBenchConfig(**{**config.__dict__, "private_sets": wanted})
+    return named if only is None else only

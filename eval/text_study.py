@@ -8,15 +8,19 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.eval.study import CONTROL_NOISE_STD, Progress
 from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights, adapters, describe_sites, pick
+from hyperdp.private.embed import BATCH_SIZE, embed_batch
 from hyperdp.private.emit import adapter_weights
 from hyperdp.private.finetune import FinetuneConfig, finetune_lora
+from hyperdp.private.readers import open_text_dataset
 from hyperdp.private.records import TextRecord
 from hyperdp.private.release import Release, release
 from hyperdp.text_bundle import TextBundle
@@ -45,6 +49,26 @@ def to_text_records(
         TextRecord(tokens=row, label=classes[label])
         for row, label in zip(tokens.numpy(), labels, strict=True)
     ]
+
+
+def read_public(bundle: TextBundle, path: str) -> Tensor:
+    """Public documents that `hyperdp pretrain public --texts` wrote, int64 [N, L]."""
+    texts = open_text_dataset(path, encode=bundle.base.tokenizer.encode)
+    return torch.stack([torch.from_numpy(record.tokens) for record in texts.records()])
+
+
+def embed_documents(bundle: TextBundle, tokens: Tensor) -> NDArray[np.float64]:
+    """φ of documents, before clipping and without any noise: for figures, not for a release.
+
+    Args:
+        bundle: its encoder.
+        tokens: int64 [N, L].
+
+    Returns:
+        [N, k].
+    """
+    parts = [embed_batch(bundle.encoder, p.numpy()) for p in torch.split(tokens, BATCH_SIZE)]
+    return np.concatenate(parts).astype(np.float64)
 
 
 @torch.no_grad()

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from hyperdp.eval.results import Row
+    from hyperdp.text_bundle import TextBundle
 
 
 def bench_texts(
@@ -28,23 +34,29 @@ def bench_texts(
         methods: only these.
         table_only: measure nothing.
     """
+    from hyperdp.eval import text_bench, text_labels, text_recipe
     from hyperdp.eval.results import RESULTS, check_marks, render_into
-    from hyperdp.eval.text_bench import (
-        TextCell,
-        open_text_bundle,
-        run_text_bench,
-        stored_text_rows,
-        text_table,
-    )
-    from hyperdp.eval.text_recipe import read_text_recipe
 
-    config = read_text_recipe(recipe, private_sets)
+    measure: Callable[[Path, text_bench.OnCell, list[str] | None], list[Row]]
+    stored: Callable[[Path, TextBundle], list[Row]]
+    if text_recipe.recipe_kind(recipe) == text_recipe.LABELS_KIND:
+        labels = text_recipe.read_labels_recipe(recipe, private_sets)
+        name, bundle = labels.bench, labels.bundle
+        measure = partial(text_labels.run_text_labels, labels)
+        stored = partial(text_labels.stored_label_rows, labels)
+        render = text_labels.label_table
+    else:
+        config = text_recipe.read_text_recipe(recipe, private_sets)
+        name, bundle = config.bench, config.bundle
+        measure = partial(text_bench.run_text_bench, config)
+        stored = partial(text_bench.stored_text_rows, config)
+        render = partial(text_bench.text_table, config)
     if into is not None:
-        check_marks(into, config.bench)
-    path = out if out is not None else RESULTS / f"{config.bench}.jsonl"
+        check_marks(into, name)
+    path = out if out is not None else RESULTS / f"{name}.jsonl"
     console = Console(stderr=True)
 
-    def on_cell(cell: TextCell, number: int, total: int) -> Callable[[int, int], None]:
+    def on_cell(cell: text_bench.TextCell, number: int, total: int) -> Callable[[int, int], None]:
         size = "" if cell.n is None else f" n={cell.n}"
         size += "" if cell.epsilon is None else f" ε={cell.epsilon:g}"
         console.print(
@@ -58,11 +70,11 @@ def bench_texts(
         return progress
 
     if table_only:
-        rows = stored_text_rows(config, path, open_text_bundle(config.bundle))
+        rows = stored(path, text_bench.open_text_bundle(bundle))
     else:
-        rows = run_text_bench(config, path, on_cell, methods)
-    table = text_table(config, rows)
+        rows = measure(path, on_cell, methods)
+    table = render(rows)
     typer.echo(table, nl=False)
     if into is not None:
-        render_into(into, config.bench, table)
+        render_into(into, name, table)
     console.print(f"rows in {path}; measured on private data: not differentially private")

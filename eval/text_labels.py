@@ -1,0 +1,309 @@
+"""Labelled documents: what adapters of the classes are worth to a classifier of real documents.
+
+A document is what a record holds of it, its first L tokens, for whoever reads it: so no method is
+judged by words that another was never shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from torch import Tensor
+
+from hyperdp.budget import PrivacyBudget
+from hyperdp.eval.class_learners import class_config, fits_by_class
+from hyperdp.eval.metrics.divergence import mauve
+from hyperdp.eval.results import Row, read_rows, to_markdown
+from hyperdp.eval.study import Progress
+from hyperdp.eval.text_bench import OnCell, TextCell, measure_cells, open_text_bundle
+from hyperdp.eval.text_recipe import TextClassifierConfig, TextLabelsConfig
+from hyperdp.eval.text_sets import LabelledTextSet, load_labelled_set
+from hyperdp.eval.text_study import (
+    document_losses,
+    embed_documents,
+    lora_weights,
+    read_public,
+    release_documents,
+    to_text_records,
+    to_tokens,
+)
+from hyperdp.lora import Weights, adapters, pick
+from hyperdp.private.emit import adapter_weights
+from hyperdp.private.release import Release
+from hyperdp.private.reweight import adapt_on_public
+from hyperdp.text_bundle import TextBundle
+
+METRICS = ("accuracy", "accuracy_zero_shot", "mauve")
+REFERENCES = ("real", "lora")  # of n documents, without privacy
+METHODS = ("base", *REFERENCES, "hyper", "reweighted", "dpsgd")
+CLASSIFIER_STEPS = 1000  # at most, of the solver; it stops where it has converged
+
+
+def label_cells(config: TextLabelsConfig, sizes: dict[str, int]) -> Iterator[TextCell]:
+    """The cells of a recipe.
+
+    Args:
+        config: the recipe.
+        sizes: private set → size of its pool; cells with more documents are left out.
+    """
+    private = ["hyper"]
+    private += ["reweighted"] if config.public else []
+    private += ["dpsgd"] if config.dpsgd else []
+    for name in config.private_sets:
+        yield TextCell(private_set=name, method="base", n=None, epsilon=None, seed=config.seeds[0])
+        for n in [n for n in config.n if n <= sizes[name]]:
+            for epsilon in (None, *config.epsilon):
+                for seed in config.seeds:
+                    for method in REFERENCES if epsilon is None else private:
+                        yield TextCell(
+                            private_set=name, method=method, n=n, epsilon=epsilon, seed=seed
+                        )
+
+
+class TextLabels:
+    """Measures the cells of one recipe.
+
+    Args:
+        config: the recipe.
+        bundle: it names.
+    """
+
+    def __init__(self, config: TextLabelsConfig, bundle: TextBundle) -> None:
+        self.config, self.bundle = config, bundle
+        self.sets: dict[str, LabelledTextSet] = {
+            name: load_labelled_set(name) for name in config.private_sets
+        }
+        self._releases: dict[tuple[str, int | None, float | None, int], Release] = {}
+
+    @cached_property
+    def public(self) -> Tensor:
+        """The public documents of `reweighted`, int64 [N, L]."""
+        return read_public(self.bundle, self.config.public)
+
+    def figures(self, cell: TextCell, progress: Progress) -> dict[str, float]:
+        """Metric → value of one cell."""
+        data = self.sets[cell.private_set]
+        documents = [] if cell.n is None else data.documents(cell.n, seed=cell.seed)
+        labels = np.array(data.labels(documents), dtype=np.int64)
+        tokens = to_tokens(self.bundle, documents) if documents else torch.empty(0)
+        classes = range(len(data.classes))
+        if cell.method == "real":
+            groups = [[documents[i] for i in np.flatnonzero(labels == c)] for c in classes]
+            return self._worth(data, groups)
+        weights = self._weights(cell, tokens, labels, data.classes, progress)
+        written = [
+            # Seeds apart, so that no class writes what another does.
+            self._write(w, seed=cell.seed * len(classes) + c)
+            for c, w in enumerate(weights)
+        ]
+        reference = to_tokens(self.bundle, data.reference)
+        losses = torch.stack([document_losses(self.bundle, w, reference) for w in weights])
+        truth = np.array(data.labels(data.reference), dtype=np.int64)
+        zero_shot = zero_shot_accuracy(losses.double().numpy(), truth)
+        return {**self._worth(data, written), "accuracy_zero_shot": zero_shot}
+
+    def _worth(self, data: LabelledTextSet, groups: Sequence[Sequence[str]]) -> dict[str, float]:
+        """What documents of each class say of the held-out ones: accuracy, and how near they are.
+
+        The divergence is taken class by class, of at most as many documents as an adapter writes,
+        and averaged: shares of the classes are no matter of it.
+        """
+        truth = np.array(data.labels(data.reference), dtype=np.int64)
+        reference = to_tokens(self.bundle, data.reference)
+        real = embed_documents(self.bundle, reference)
+        tokens = [to_tokens(self.bundle, group) for group in groups]
+        near = [
+            mauve(embed_documents(self.bundle, group[: self.config.per_class]), real[truth == c])
+            for c, group in enumerate(tokens)
+        ]
+        labels = np.repeat(np.arange(len(tokens)), [len(group) for group in tokens])
+        found = classify(
+            self._as_read(torch.cat(tokens)), labels, self._as_read(reference),
+            self.config.classifier,
+        )  # fmt: skip
+        return {
+            "accuracy": float(balanced_accuracy_score(truth, found)),
+            "mauve": float(np.mean(near)),
+        }
+
+    def _as_read(self, tokens: Tensor) -> list[str]:
+        """The text that records hold."""
+        return [self.bundle.base.tokenizer.decode(row[1:].tolist()) for row in tokens]
+
+    def _write(self, weights: Weights, *, seed: int) -> list[str]:
+        base = self.bundle.base
+        with adapters(base.model, weights):
+            return base.sample(
+                self.config.per_class, seed=seed, temperature=self.config.temperature
+            )
+
+    def _weights(
+        self,
+        cell: TextCell,
+        tokens: Tensor,
+        labels: NDArray[np.int64],
+        classes: Sequence[str],
+        progress: Progress,
+    ) -> list[Weights]:
+        """An adapter for each class; of a private method all together for one budget."""
+        count = len(classes)
+        if cell.method == "base":
+            return [{}] * count
+        groups = [tokens[torch.from_numpy(labels == c)] for c in range(count)]
+        if cell.method == "lora":
+            return [
+                lora_weights(
+                    self.bundle, group, self.config.finetune, seed=cell.seed, progress=progress
+                )
+                for group in groups
+            ]
+        budget = PrivacyBudget(epsilon=float(cell.epsilon or 0), delta=self.config.delta)
+        if cell.method == "dpsgd":
+            return fits_by_class(
+                self.bundle,
+                [to_text_records(group) for group in groups],
+                config=class_config(self.config.dpsgd, n=len(tokens), classes=count),
+                budget=budget,
+                progress=progress,
+            )
+        # One release for both readings of it, so that what differs is the reading.
+        key = (cell.private_set, cell.n, cell.epsilon, cell.seed)
+        if key not in self._releases:
+            self._releases[key] = release_documents(
+                self.bundle, tokens, budget, labels=labels.tolist(), classes=classes
+            )
+        z, level = (self._releases[key].mean(), self._releases[key].mean_noise_std())
+        if cell.method == "reweighted":
+            settings = self.config.reweight
+            found = adapt_on_public(self.bundle, z, level, self.public, settings, progress=progress)
+        else:
+            found = adapter_weights(self.bundle, z, level)
+        return [pick(found, c) for c in range(count)]
+
+
+def zero_shot_accuracy(losses: NDArray[np.float64], truth: NDArray[np.int64]) -> float:
+    """Balanced share of documents that the right class's adapter finds the most likely.
+
+    No class is likelier than another beforehand; a draw counts in equal parts, so that adapters
+    which are the same come to chance.
+
+    Args:
+        losses: [L, N], nats a token; a document has as many tokens for one class as for another, so
+            the order is that of its whole likelihood.
+        truth: [N], classes, each of which occurs.
+    """
+    best = losses == losses.min(0)  # [L, N]
+    share = best[truth, np.arange(len(truth))] / best.sum(0)  # [N]
+    return float(np.mean([share[truth == c].mean() for c in range(len(losses))]))
+
+
+def classify(
+    texts: Sequence[str],
+    labels: NDArray[np.int64],
+    asked: Sequence[str],
+    config: TextClassifierConfig,
+) -> NDArray[np.int64]:
+    """Classes of documents, by logistic regression on the TF-IDF features of others.
+
+    Args:
+        texts: N documents.
+        labels: [N]; classes weigh the same whatever their sizes.
+        asked: M documents.
+        config: see `TextClassifierConfig`.
+
+    Returns:
+        [M].
+    """
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, config.words)),
+        LogisticRegression(
+            C=config.strength, class_weight="balanced", max_iter=CLASSIFIER_STEPS, random_state=0
+        ),
+    )
+    found: NDArray[np.int64] = model.fit(list(texts), labels).predict(list(asked))
+    return found
+
+
+def row_base(config: TextLabelsConfig, bundle: TextBundle, method: str) -> str:
+    """What a row's `base` says: the bundle, and a digest of the settings that its method has.
+
+    Rows of other settings are other rows, so a recipe that was changed measures its cells anew.
+    """
+    own: dict[str, object] = {
+        "lora": asdict(config.finetune),
+        "reweighted": [config.public, asdict(config.reweight)],
+        "dpsgd": config.dpsgd,
+    }
+    shared = [config.per_class, config.temperature, asdict(config.classifier)]
+    delta = None if method in ("base", *REFERENCES) else config.delta
+    values = json.dumps([shared, delta, own.get(method)], sort_keys=True)
+    return f"{bundle.name} {bundle.hash[:12]} {hashlib.sha256(values.encode()).hexdigest()[:8]}"
+
+
+def run_text_labels(
+    config: TextLabelsConfig, path: Path, on_cell: OnCell, methods: list[str] | None = None
+) -> list[Row]:
+    """Measures every cell that `path` does not hold yet.
+
+    Args:
+        config: the recipe.
+        path: JSONL of rows.
+        on_cell: called with (cell, number, cells); returns a progress callback.
+        methods: only these; all when None.
+
+    Returns:
+        All rows of this recipe and bundle.
+
+    Raises:
+        UsageError: the bundle is none of text, or a set without labels.
+    """
+    bundle = open_text_bundle(config.bundle)
+    bench = TextLabels(config, bundle)
+    sizes = {name: len(data.pool) for name, data in bench.sets.items()}
+    cells = [c for c in label_cells(config, sizes) if methods is None or c.method in methods]
+    measure_cells(
+        cells,
+        stored_label_rows(config, path, bundle),
+        path,
+        bench=config.bench,
+        delta=config.delta,
+        base=lambda method: row_base(config, bundle, method),
+        figures=bench.figures,
+        on_cell=on_cell,
+    )
+    return stored_label_rows(config, path, bundle)
+
+
+def stored_label_rows(config: TextLabelsConfig, path: Path, bundle: TextBundle) -> list[Row]:
+    """The rows of a file that are of this recipe, its settings and its bundle, in one order."""
+    found = [
+        row
+        for row in read_rows(path)
+        if row.bench == config.bench
+        and row.private_set in config.private_sets
+        and row.method in METHODS
+        and row.base == row_base(config, bundle, row.method)
+    ]
+
+    def place(row: Row) -> tuple[int, int, float, int, int]:
+        order = (config.private_sets.index(row.private_set), row.n or 0, row.epsilon or 0.0)
+        return (*order, METHODS.index(row.method), row.seed)
+
+    return sorted(found, key=place)
+
+
+def label_table(rows: list[Row]) -> str:
+    """The table of a recipe's rows, Markdown."""
+    return to_markdown(rows, METRICS)
