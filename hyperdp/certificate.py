@@ -14,6 +14,7 @@ from safetensors.numpy import load as load_tensors
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.chain import Entry
+from hyperdp.errors import VerificationError
 from hyperdp.mechanism import FRACTIONAL_BITS, Calibration, MechanismSpec
 from hyperdp.statement import Statement, failed
 
@@ -173,8 +174,11 @@ def read_release(
         statement = (folder / CERTIFICATE_FILE).read_bytes()
         tensors = (folder / RELEASE_FILE).read_bytes()
     except OSError as error:
-        raise failed(
-            f"a folder with {CERTIFICATE_FILE} and {RELEASE_FILE}", f"{folder} ({error.strerror})"
+        missing = f"{error.filename or folder}: {error.strerror}"
+        raise VerificationError(
+            expected=f"the folder of a release, with {CERTIFICATE_FILE} and {RELEASE_FILE}",
+            found=missing,
+            todo="Name the folder that `hyperdp release` wrote; an adapter made of it is another.",
         ) from error
     certificate = Certificate.from_bytes(statement)
     found = hashlib.sha256(tensors).hexdigest()

@@ -139,9 +139,11 @@ def p_value(spectra: Float, square: float) -> float:
         spectra: float64 [N, k], eigenvalues >= 0, one row a public task.
         square: squared distance.
     """
+    if square <= 0:  # the same release twice, say
+        return 1.0
     rows = np.asarray(spectra, dtype=np.float64)
     largest = rows.max(1)
-    low = -0.5 * rows.shape[1] / max(square, 1e-300) - 0.5 / largest  # K' is below `square` there
+    low = -0.5 * rows.shape[1] / square - 0.5 / largest  # K' is below `square` there
     high = 0.5 / largest * (1 - 1e-12)
     for _ in range(60):  # K' rises on the whole of (low, high)
         middle = (low + high) / 2

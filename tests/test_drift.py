@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy.stats import chi2, kstest
@@ -41,6 +43,13 @@ def test_tail_agrees_with_chi_square_where_all_eigenvalues_are_equal() -> None:
     for square in (0.5, 4.0, 8.0, 8.0001, 20.0, 60.0):
         found = p_value(np.full((1, 8), 0.5), square * 0.5)
         assert found == pytest.approx(chi2.sf(square, 8), rel=0.01)
+
+
+def test_no_distance_at_all_is_no_change() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert p_value(np.full((2, 8), 0.5), 0.0) == 1.0
+        assert p_value(np.full((2, 8), 0.5), 1e-9) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_tail_agrees_with_simulation() -> None:

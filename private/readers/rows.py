@@ -92,7 +92,7 @@ def pick(
         found="the columns " + ", ".join(map(repr, present))
         if tell
         else f"{len(present)} columns, none of that name",
-        todo=f"Name the column with {option}.",
+        todo=f"Name one of them with {option}." if tell else f"Name the column with {option}.",
     )
 
 
