@@ -98,7 +98,7 @@ class OpenChain:
 
     @property
     def _anchor(self) -> Path:
-        return keys.config_dir() / f"anchor-{self.id}.json"
+        return _anchor_of(self.id)
 
     def _seal(self, text: bytes) -> str:
         return keys.seal(b"hyperdp entry\0" + self._head.encode() + b"\0" + text)
@@ -141,9 +141,11 @@ class OpenChain:
         Raises:
             BudgetRefusedError: another log is.
         """
-        if keys.ledger_of(dataset, self.id) != self.id:
+        first = keys.ledger_of(dataset, self.id)
+        if first != self.id:
             raise BudgetRefusedError(
-                expected="the ledger that this dataset's first release was reserved in",
+                expected="the ledger that this dataset's first release was reserved in"
+                + _whereabouts(first),
                 found=f"another one, {self._path}: it would grant the whole budget again",
                 todo="Use the first ledger; if it is lost, restore it from a backup. Data that "
                 "shares no unit with that dataset needs another name (--dataset).",
@@ -220,6 +222,7 @@ class OpenChain:
         if digest != self._image():
             raise damaged(self._path, "bytes that were changed outside hyperdp")
         state = {"seq": len(self.entries), "seal": self._head, "sha256": digest}
+        state |= {"path": str(self._path)}  # for people: where to look for the log
         keys.write_durably(self._anchor, keys.canonical_json(state))
 
     def _image(self) -> str:
@@ -249,6 +252,17 @@ def damaged(path: Path, found: str) -> VerificationError:
         found=found,
         todo="Restore it from a backup taken since its last entry; nothing was released.",
     )
+
+
+def _anchor_of(log: str) -> Path:
+    return keys.config_dir() / f"anchor-{log}.json"
+
+
+def _whereabouts(log: str) -> str:
+    """Where a log was when it was last written, for an error; "" where that was not noted."""
+    anchor = _anchor_of(log)
+    path = json.loads(anchor.read_bytes()).get("path") if anchor.is_file() else None
+    return f", last seen at {path}" if path else ""
 
 
 def _name_text(name: str) -> bytes:

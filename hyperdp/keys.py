@@ -149,6 +149,28 @@ def ledger_of(dataset: str, ledger_id: str) -> str:
     return (folder / dataset).read_text(encoding="ascii")
 
 
+def remember_name(dataset: str, name: str) -> None:
+    """Note, for the operator alone, what they call a dataset.
+
+    Args:
+        dataset: keyed fingerprint.
+        name: the operator's name for it, or its path; the first one stands.
+    """
+    folder = config_dir() / "names"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    write_once(folder / dataset, name.encode("utf-8", "surrogateescape"))
+
+
+def known_name(dataset: str) -> str | None:
+    """What the operator of this config folder calls a dataset; None where it was not noted.
+
+    Args:
+        dataset: keyed fingerprint.
+    """
+    path = config_dir() / "names" / dataset
+    return path.read_bytes().decode("utf-8", "replace") if path.is_file() else None
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside a folder durable."""
     handle = os.open(folder, os.O_RDONLY)

@@ -73,6 +73,7 @@ class Ledger(SealedLog):
             UsageError: something was spent under another adjacency or unit.
         """
         name = keys.dataset_fingerprint(dataset)
+        keys.remember_name(name, dataset)
         with self.open() as chain:
             account = _account(chain, name)
             if account is not None and account.events:
@@ -117,6 +118,7 @@ class Ledger(SealedLog):
         """
         accounting.check_declared(event, budget, delta_discretisation)
         name = keys.dataset_fingerprint(dataset)
+        keys.remember_name(name, dataset)
         body = {
             **vars(budget),
             "event": accounting.event_to_json(event),

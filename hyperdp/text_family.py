@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
 
 from hyperdp.errors import UsageError
 from hyperdp.text import DocumentTokenizer
@@ -64,13 +67,14 @@ class CausalText:
                 found=f"'{folder}'",
                 todo="Make one with `hyperdp pretrain base text-tiny-base`, or name another.",
             )
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,  # left out, it would be asked for on the terminal
-        )
+        with _without_bar():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,  # left out, it would be asked for on the terminal
+            )
         return cls(model.eval(), DocumentTokenizer.load(folder, length))
 
     def save(self, folder: Path) -> None:
@@ -191,3 +195,15 @@ class CausalText:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and (outlet or module is not last)
         ]
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Without the bar of transformers, which would be drawn through the command's own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

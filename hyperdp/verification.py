@@ -111,7 +111,7 @@ def _recompute(c: Certificate) -> list[Claim]:
          lattice_cost <= c.delta_discretisation),
         ("delta in total", c.delta, c.delta_gaussian + c.delta_discretisation,
          c.delta_gaussian > 0 and c.delta_gaussian + c.delta_discretisation <= c.delta < 1),
-        ("class names", len(c.classes), c.num_classes,
+        ("class names", len(c.classes), c.num_classes if c.classes else 0,
          len(set(c.classes)) == len(c.classes) and len(c.classes) in {0, c.num_classes}),
     ]  # fmt: skip
     claims = [Claim.checked(*check) for check in checks]

@@ -1,12 +1,15 @@
 """`hyperdp ledger` and `hyperdp verify`, through the one door that turns errors into exit codes."""
 
 import json
+import shutil
 
 import pytest
+from dp_accounting import dp_event
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.cli._app import run
-from hyperdp.keys import config_dir
+from hyperdp.errors import BudgetRefusedError
+from hyperdp.keys import config_dir, dataset_fingerprint
 from hyperdp.ledger import Ledger
 from hyperdp.private.release import release
 from tests.private_world import TinyBundle, own_keys, records  # noqa: F401
@@ -68,6 +71,27 @@ def test_history_shows_what_each_entry_bought(made, capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [row["kind"] for row in rows] == ["cap", "reserve", "spend", "commit"]
     assert "release: epsilon 1, delta 1e-05, add-remove" in rows[1]["bought"]
+    assert {row["name"] for row in rows} == {"digits"}
+
+
+def test_history_shows_a_fingerprint_where_the_name_was_never_noted(made, capsys):
+    shutil.rmtree(config_dir() / "names")
+    assert run(["ledger", "history"]) == 0
+    out = capsys.readouterr().out
+    assert "digits" not in out
+    assert dataset_fingerprint("digits")[:12] in out
+
+
+def test_the_refusal_of_a_second_ledger_says_where_the_first_is(made, tmp_path):
+    second = Ledger(tmp_path / "second.db")
+    with pytest.raises(BudgetRefusedError, match=r"last seen at .*ledger\.db") as refused:
+        second.reserve(
+            "digits",
+            budget=PrivacyBudget(epsilon=1, delta=1e-5),
+            event=dp_event.GaussianDpEvent(10.0),
+            bundle_hash="0" * 64,
+        )
+    assert str(config_dir() / "ledger.db") in str(refused.value)
 
 
 def test_verify_holds_a_release_to_an_export(made, tmp_path, capsys):

@@ -47,7 +47,8 @@ def show_command(dataset: Dataset, ledger: o.LedgerFile = None, as_json: o.AsJso
         raise UsageError(
             expected="a dataset that this ledger has an entry of",
             found=repr(dataset),
-            todo="Give the name or path that it was released under.",
+            todo="Give the name or path that it was released under, and the ledger's file with "
+            "--ledger; `hyperdp ledger history` lists them all.",
         )
     facts = _account_facts(account)
     if as_json:
@@ -107,7 +108,8 @@ def history_command(
         return
     table = Table("#", "time", "what", "dataset", "bought", box=None)
     for row in rows:
-        table.add_row(str(row["seq"]), row["time"], row["kind"], row["dataset"][:12], row["bought"])
+        dataset_name = row["name"] or row["dataset"][:12]
+        table.add_row(str(row["seq"]), row["time"], row["kind"], dataset_name, row["bought"])
     Console().print(table)
 
 
@@ -165,6 +167,8 @@ def _account_facts(account: Account) -> dict[str, Any]:
 
 
 def _entry_facts(entry: dict[str, Any]) -> dict[str, Any]:
+    from hyperdp import keys
+
     body = entry["body"]
     match entry["kind"]:
         case "cap":
@@ -178,4 +182,4 @@ def _entry_facts(entry: dict[str, Any]) -> dict[str, Any]:
             bought = f"noise drawn for {body['reservation'][:12]}"
         case _:
             bought = f"certificate {body['certificate_sha256'][:12]}"
-    return {**entry, "bought": bought}
+    return {**entry, "name": keys.known_name(entry["dataset"]), "bought": bought}
