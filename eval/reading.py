@@ -131,7 +131,8 @@ def verdict(rows: Sequence[MetricRow], *, floor_fid: float) -> Sentence | None:
     if unbeaten:
         text = f"{ours.label} is not shown to be better than {_listed(unbeaten)}. {figures}"
         return Sentence(text=text, tone="bad")
-    text = f"{ours.label} is closer to the private images than all that saw none of them. {figures}"
+    text = f"{ours.label} is closer to the private images than every control, none of which saw "
+    text += f"them. {figures}"
     return Sentence(text=text, tone="good")
 
 

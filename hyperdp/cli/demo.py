@@ -70,14 +70,18 @@ def demo_command(
     began = time.monotonic()
     with Progress(*columns, console=console) as bar:
 
-        def stage(name: str) -> Callable[[int, int], None]:
+        def finish() -> None:
             for task in bar.task_ids:
                 bar.update(task, total=1, completed=1) if bar.tasks[task].total is None else None
                 bar.stop_task(task)
+
+        def stage(name: str) -> Callable[[int, int], None]:
+            finish()
             current = bar.add_task(name, total=None)
             return lambda done, total: bar.update(current, completed=done, total=total)
 
         result = run_demo(config, out, stage)
+        finish()
     report = demo_report(result, config, command=f"hyperdp demo --out {out}")
     page = write_report(report, out / "report.html")
     if as_json:
