@@ -57,7 +57,8 @@ class HyperConfig:
         gradient_checkpointing: save memory by computing the base's activations twice.
         mix: how often each kind of task is drawn, see the world's own (`TaskMix` for glyphs).
         start: folder of an earlier run whose averaged encoder, hypernetwork and foretelling heads
-            training begins with, at the same sizes; "" begins with fresh ones. The base is `base`.
+            training begins with, at the same sizes; or a bundle, which has no foretelling heads, so
+            these are fresh; "" begins with all fresh. The base is `base`.
     """
 
     name: str
@@ -129,7 +130,7 @@ def train_hyper(
     module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "foretell": foretell})
     module.to(device)
     if config.start:
-        load_average(Path(config.start), module)
+        _begin_with(Path(config.start), module)
     conditioning = Conditioning(config, sampler, encoder, hyper, foretell)
     step = HyperStep(config, base, hyper, conditioning, world)
     if config.foretell_steps:
@@ -179,9 +180,10 @@ def train_hyper(
         mix = dataclasses.asdict(world.mix(config.mix))
         recipe = {**dataclasses.asdict(config), "mix": mix}
         training = training_record(recipe, command, loop.seconds, folder)
-        before = Path(config.start) / "bundle" / "training.json"
-        if config.start and before.is_file():
-            training["start"] = json.loads(before.read_bytes())
+        start = Path(config.start)
+        for before in (start / "training.json", start / "bundle" / "training.json"):
+            if config.start and before.is_file():
+                training["start"] = json.loads(before.read_bytes())
         base.to(torch.device("cpu"))
         save_bundle(
             folder / "bundle",
@@ -193,6 +195,27 @@ def train_hyper(
         )
     processes().wait_for_everyone()
     return load_bundle(folder / "bundle")
+
+
+def _begin_with(start: Path, module: nn.ModuleDict) -> None:
+    """Takes the weights of an earlier run, or of a bundle, into the networks that are trained.
+
+    Raises:
+        UsageError: there are none, or they are of other sizes.
+    """
+    if not (start / "bundle.json").is_file():
+        load_average(start, module)
+        return
+    bundle = load_bundle(start)
+    for name, found in (("encoder", bundle.encoder), ("hypernetwork", bundle.hypernetwork)):
+        ours = module[name]
+        if found.config != ours.config:
+            raise UsageError(
+                expected=f"the {name} of {start}'s sizes, {found.config}",
+                found=str(ours.config),
+                todo="Write that bundle's sizes into the recipe, or begin afresh.",
+            )
+        ours.load_state_dict(found.state_dict())
 
 
 def _open_base(config: HyperConfig) -> Family:

@@ -363,6 +363,18 @@ def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
     told, began = (json.loads((b.path / "training.json").read_bytes()) for b in (same, learned))
     assert told["start"] == began
     assert "start" not in began
+
+    shipped = dataclasses.replace(further, start=str(learned.path))
+    same = train_hyper(shipped, tmp_path / "from-bundle", GlyphWorld(corpus))
+    for part in ("hypernetwork", "encoder"):
+        for p, q in zip(
+            getattr(same, part).parameters(), getattr(learned, part).parameters(), strict=True
+        ):
+            assert torch.equal(p, q)
+    assert json.loads((same.path / "training.json").read_bytes())["start"] == began
+    other = dataclasses.replace(shipped, hypernetwork={**shipped.hypernetwork, "width": 32})
+    with pytest.raises(UsageError, match=r"the hypernetwork of .* sizes"):
+        train_hyper(other, tmp_path / "other-sizes", GlyphWorld(corpus))
     files = {str(p.relative_to(bundle.path)) for p in bundle.path.rglob("*") if p.is_file()}
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
 
