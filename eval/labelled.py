@@ -23,7 +23,7 @@ from hyperdp.errors import DataError
 from hyperdp.eval.bench_recipe import Cell
 from hyperdp.eval.class_learners import class_config, class_fits
 from hyperdp.eval.digit_classifier import train_classifier
-from hyperdp.eval.labelled_recipe import SYNTHETIC, LabelledConfig, labelled_cells
+from hyperdp.eval.labelled_recipe import REWEIGHTED, SYNTHETIC, LabelledConfig, labelled_cells
 from hyperdp.eval.metrics.by_class import accuracy_by_class
 from hyperdp.eval.private_sets import PrivateSet
 from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
@@ -35,6 +35,7 @@ from hyperdp.private.classifier.config import ClassifierConfig
 from hyperdp.private.classifier.fit import fit_classifier
 from hyperdp.private.classifier.network import WideResNet
 from hyperdp.private.classifier.training import Speed
+from hyperdp.private.reweight import ReweightConfig, adapt_on_public
 
 CLASSIFIER_BATCH = 50  # of `train_classifier`
 START_STEPS = 600  # of the public weights that `dpsgd_from_public` begins with
@@ -97,7 +98,10 @@ class LabelledSet:
         budget = PrivacyBudget(epsilon=cell.epsilon, delta=self.config.delta)
         if cell.method in SYNTHETIC:
             adapters = self._adapters(cell.method, images, labels, budget, progress)
-            return self._classifier_of(*self._draw(adapters, cell.seed, progress), cell.seed)
+            drawn = self._draw(adapters, cell.seed, progress)
+            if cell.method == "reweighted_and_public":
+                drawn = beside(drawn, self.public)
+            return self._classifier_of(*drawn, cell.seed)
         return self._dpsgd(cell, images, labels, budget, progress)
 
     def _classifier_of(self, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
@@ -122,7 +126,13 @@ class LabelledSet:
                 progress=progress,
             )
         made = release_once(self.bundle, images, budget, labels=labels, classes=self.classes)
-        weights = released_weights(self.bundle, made)
+        if method in REWEIGHTED:
+            level = made.mean_noise_std()
+            weights = adapt_on_public(
+                self.bundle, made.mean(), level, self.public[0], progress=progress
+            )
+        else:
+            weights = released_weights(self.bundle, made)
         return [pick(weights, c) for c in range(count)]
 
     def _draw(
@@ -175,6 +185,21 @@ class LabelledSet:
         return {}
 
 
+def beside(drawn: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Drawn images with public ones, each kind about half of all.
+
+    Args:
+        drawn: float32 [M, C, H, W] and int64 [M].
+        public: float32 [N, C, H, W] and int64 [N].
+
+    Returns:
+        The smaller one repeated a whole number of times, and the larger one.
+    """
+    fewer, more = sorted((drawn, public), key=lambda pair: len(pair[1]))
+    times = round(len(more[1]) / max(1, len(fewer[1])))
+    return torch.cat([fewer[0]] * times + [more[0]]), torch.cat([fewer[1]] * times + [more[1]])
+
+
 def train_start(config: ClassifierConfig, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """The network of a DP-SGD run, trained on public images.
 
@@ -211,8 +236,12 @@ def cell_base(config: LabelledConfig, cell: Cell, bundle_hash: Callable[[], str]
     if cell.method == "hyper":
         return bundle
     values: dict[str, object] = {"steps": config.classifier_steps}
-    if cell.method == "dpsgd_lora":
-        values |= {"lora": config.lora, "images": config.images_per_class}
+    if cell.method in SYNTHETIC:
+        if cell.method in REWEIGHTED:
+            values |= {"reweight": dataclasses.asdict(ReweightConfig())}
+        else:
+            values |= {"lora": config.lora}
+        values |= {"images": config.images_per_class}
         values |= {"sampling": dataclasses.asdict(config.sampling)}
         return f"{bundle}-{_digest(values)}"
     if cell.method.startswith("dpsgd"):

@@ -16,9 +16,10 @@ from hyperdp.eval.study import SamplingConfig
 from hyperdp.private.classifier.config import ClassifierConfig
 from hyperdp.private.classifier.network import NetworkConfig
 
-METHODS = ("public_only", "nonprivate", "dpsgd", "dpsgd_from_public", "dpsgd_lora", "hyper")
-SYNTHETIC = ("dpsgd_lora", "hyper")  # a classifier of images that adapters drew
-NEEDS_PUBLIC = ("public_only", "dpsgd_from_public")
+REWEIGHTED = ("reweighted", "reweighted_and_public")
+SYNTHETIC = ("dpsgd_lora", "hyper", *REWEIGHTED)  # a classifier of images that adapters drew
+NEEDS_PUBLIC = ("public_only", "dpsgd_from_public", *REWEIGHTED)
+METHODS = (*dict.fromkeys(NEEDS_PUBLIC + SYNTHETIC), "nonprivate", "dpsgd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +33,16 @@ class LabelledConfig:
         epsilon: budgets. delta: of every budget. seeds: of draws of records and of training.
         methods: out of `METHODS`.
             `hyper`: a labelled release, an adapter for each class, and a classifier of its images.
+            `reweighted`: the same after `hyperdp emit --public` with the public images, without
+            their labels. `reweighted_and_public`: its classifier sees as many of the public images
+            too, with their labels; what is private is still the one release.
             `dpsgd`: De et al. 2022 on the same records; `dpsgd/NAME` with a variant's settings.
             `dpsgd_from_public`: the same, begun with weights trained on the public images.
             `dpsgd_lora`: an adapter for each class by DP-SGD, together under the one budget
             (`hyperdp.eval.class_learners`), and a classifier of their images.
             `nonprivate`: the classifier of `hyper` on the records themselves.
             `public_only`: that classifier on the public images: the control without any privacy.
-        bundle: of the methods `hyper` and `dpsgd_lora`.
+        bundle: of the methods of adapters.
         lora: values of the `FitConfig` of `dpsgd_lora`, see `class_config`.
         public: .npz of `hyperdp pretrain digits`, for the methods that need it.
         classifier_steps: of the classifier of images, of 50 images each; the same for every method.
@@ -129,12 +133,15 @@ def labelled_cells(config: LabelledConfig, sizes: dict[str, int]) -> Iterator[Ce
                             )
 
 
-def read_labelled_recipe(name_or_path: str, only: list[str] | None = None) -> LabelledConfig:
+def read_labelled_recipe(
+    name_or_path: str, only: list[str] | None = None, methods: list[str] | None = None
+) -> LabelledConfig:
     """Reads a recipe of the labelled benchmark.
 
     Args:
         name_or_path: a TOML file, or the name of a shipped recipe.
         only: keep these private sets.
+        methods: keep these methods.
 
     Raises:
         UsageError: no such recipe, bad TOML, or keys that do not fit.
@@ -161,4 +168,6 @@ def read_labelled_recipe(name_or_path: str, only: list[str] | None = None) -> La
         raise UsageError(
             expected=f"a labelled recipe in {path}", found=str(error), todo="Correct the file."
         ) from error
-    return config if not only else dataclasses.replace(config, private_sets=only)
+    return dataclasses.replace(
+        config, private_sets=only or config.private_sets, methods=methods or config.methods
+    )

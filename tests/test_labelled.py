@@ -55,6 +55,8 @@ def config(tmp_path: Path, monkeypatch) -> LabelledConfig:
             "dpsgd/bare",
             "dpsgd_lora",
             "hyper",
+            "reweighted",
+            "reweighted_and_public",
         ],
         lora={"steps": 1, "rank": 2},
         bundle=str(tmp_path / "bundle"),
@@ -75,7 +77,8 @@ def test_cells_vary_with_what_a_method_depends_on_and_no_more(config):
     counts = {m: sum(c.method == m for c in cells) for m in many.methods}
     assert counts == {
         "public_only": 2, "nonprivate": 4, "dpsgd": 8, "dpsgd_from_public": 8, "dpsgd/bare": 8,
-        "dpsgd_lora": 8, "hyper": 8,
+        "dpsgd_lora": 8, "hyper": 8, "reweighted": 8,
+        "reweighted_and_public": 8,
     }  # fmt: skip
     assert {c.n for c in cells} == {None, 100, 200}  # 5,000 are not there
 
@@ -147,6 +150,16 @@ def test_the_images_of_an_adapter_are_labelled_with_its_class(config, monkeypatc
     assert len(set(asked)) == 10  # ten adapters, no two the same
     assert torch.equal(made[:, 0, 0, 0].long() - 1, of)
     assert torch.equal(of.bincount(), torch.full((10,), 10))
+
+
+def test_public_images_are_half_of_what_is_learned_from(config):
+    drawn = torch.ones(6, 1, 28, 28), torch.arange(6)
+    public = torch.zeros(20, 1, 28, 28), torch.arange(20)
+    for pair in ((drawn, public), (public, drawn)):
+        images, labels = labelled.beside(*pair)
+        assert len(images) == len(labels) == 20 + 3 * 6
+        assert torch.equal(labels[images[:, 0, 0, 0] == 1], torch.arange(6).repeat(3))
+        assert torch.equal(labels[images[:, 0, 0, 0] == 0], torch.arange(20))
 
 
 def test_accuracy_is_over_the_reference_and_names_the_worst_class(config):

@@ -23,6 +23,9 @@ def labelled_command(
     private_set: Annotated[
         list[str] | None, typer.Option(help="Only this private set; may be repeated.")
     ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only this method; may be repeated.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Of the DP-SGD classifier.")] = "cpu",
     microbatch: Annotated[
         int, typer.Option(min=1, help="Examples whose gradients are held at once.")
@@ -40,7 +43,7 @@ def labelled_command(
     from hyperdp.eval.results import RESULTS, render_into, to_markdown
     from hyperdp.private.classifier.training import Speed
 
-    config = read_labelled_recipe(recipe, private_set)
+    config = read_labelled_recipe(recipe, private_set, method)
     path = out if out is not None else RESULTS / f"{config.bench}.jsonl"
     console = Console(stderr=True)
 
