@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -52,7 +53,7 @@ class Bar:
 
 
 def bar_chart(bars: Sequence[Bar], *, floor: float, floor_text: str, width: int) -> str:
-    """Horizontal bars with a dashed line at the floor.
+    """Horizontal bars with a line at the floor, dashed where it is one.
 
     Args:
         bars: from top to bottom, at least one.
@@ -91,7 +92,11 @@ def bar_chart(bars: Sequence[Bar], *, floor: float, floor_text: str, width: int)
         )  # fmt: skip
     axes.set_ylim(-len(bars) + 0.5, 0.5)
     axes.set_xlim(0, max([floor, *(bar.value for bar in bars)]) or 1)
-    axes.axvline(floor, color=FLOOR, linewidth=1.4, dashes=(3, 2.5), clip_on=False)
+    if beside:
+        axes.axvline(floor, color=FLOOR, linewidth=1.4, dashes=(3, 2.5), clip_on=False)
+    else:  # across the bars alone, since the labels stand between them
+        places = np.arange(len(bars)) + 0.22  # [bars]
+        axes.vlines([floor] * len(bars), -places - 0.26, -places + 0.26, color=FLOOR, linewidth=1.6)
     axes.annotate(
         floor_text, (floor, 1), xycoords=("data", "axes fraction"), xytext=(0, 6),
         textcoords="offset points", color=FLOOR,
