@@ -23,7 +23,13 @@ from hyperdp.errors import DataError
 from hyperdp.eval.bench_recipe import Cell
 from hyperdp.eval.class_learners import class_config, class_fits
 from hyperdp.eval.digit_classifier import train_classifier
-from hyperdp.eval.labelled_recipe import REWEIGHTED, SYNTHETIC, LabelledConfig, labelled_cells
+from hyperdp.eval.labelled_recipe import (
+    FROM_PUBLIC,
+    REWEIGHTED,
+    SYNTHETIC,
+    LabelledConfig,
+    labelled_cells,
+)
 from hyperdp.eval.metrics.by_class import accuracy_by_class
 from hyperdp.eval.private_sets import PrivateSet
 from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
@@ -156,7 +162,7 @@ class LabelledSet:
             cell.method, n=len(images), image_shape=shape, classes=len(self.classes)
         )
         start = None
-        if cell.method == "dpsgd_from_public":
+        if cell.method.partition("/")[0] == FROM_PUBLIC:
             start = self._public_start(config)
         with tempfile.TemporaryDirectory() as scratch, one_thread():
             fitted = fit_classifier(

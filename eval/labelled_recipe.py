@@ -18,7 +18,8 @@ from hyperdp.private.classifier.network import NetworkConfig
 
 REWEIGHTED = ("reweighted", "reweighted_and_public")
 SYNTHETIC = ("dpsgd_lora", "hyper", *REWEIGHTED)  # a classifier of images that adapters drew
-NEEDS_PUBLIC = ("public_only", "dpsgd_from_public", *REWEIGHTED)
+FROM_PUBLIC = "dpsgd_from_public"
+NEEDS_PUBLIC = ("public_only", FROM_PUBLIC, *REWEIGHTED)
 METHODS = (*dict.fromkeys(NEEDS_PUBLIC + SYNTHETIC), "nonprivate", "dpsgd")
 
 
@@ -37,7 +38,8 @@ class LabelledConfig:
             their labels. `reweighted_and_public`: its classifier sees as many of the public images
             too, with their labels; what is private is still the one release.
             `dpsgd`: De et al. 2022 on the same records; `dpsgd/NAME` with a variant's settings.
-            `dpsgd_from_public`: the same, begun with weights trained on the public images.
+            `dpsgd_from_public`: the same, begun with weights trained on the public images, with
+            settings of its own; `dpsgd_from_public/NAME` with a variant's.
             `dpsgd_lora`: an adapter for each class by DP-SGD, together under the one budget
             (`hyperdp.eval.class_learners`), and a classifier of their images.
             `nonprivate`: the classifier of `hyper` on the records themselves.
@@ -49,6 +51,8 @@ class LabelledConfig:
         images_per_class: drawn from each adapter. sampling: how.
         share: expected batch over n of `dpsgd`, as n differs from cell to cell.
         dpsgd: the other values of its `ClassifierConfig`. network: of its `NetworkConfig`.
+        from_public: what `dpsgd_from_public` has otherwise: a start that is good is lost again by
+            the steps and rates that a fresh one needs.
         variants: name → values of either that a variant has otherwise, for tuning and ablation.
     """
 
@@ -67,18 +71,20 @@ class LabelledConfig:
     lora: dict[str, Any] = field(default_factory=dict)
     share: float = 0.25
     dpsgd: dict[str, Any] = field(default_factory=dict)
+    from_public: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = {*METHODS, *(f"dpsgd/{name}" for name in self.variants)}
+        of_variants = {f"{m}/{v}" for m in ("dpsgd", FROM_PUBLIC) for v in self.variants}
+        known = {*METHODS, *of_variants}
         if unknown := sorted(set(self.methods) - known):
             raise UsageError(
                 expected=f"methods out of {', '.join(sorted(known))}",
                 found=", ".join(unknown),
                 todo="Correct the recipe.",
             )
-        if not self.public and set(self.methods) & set(NEEDS_PUBLIC):
+        if not self.public and {m.partition("/")[0] for m in self.methods} & set(NEEDS_PUBLIC):
             raise UsageError(
                 expected="`public`, the .npz that `hyperdp pretrain digits` wrote",
                 found=f"none, with methods {', '.join(self.methods)}",
@@ -96,7 +102,9 @@ class LabelledConfig:
             image_shape: [C, H, W].
             classes: L.
         """
-        changes = dict(self.variants[method.partition("/")[2]]) if "/" in method else {}
+        name, _, variant = method.partition("/")
+        changes = {**self.from_public} if name == FROM_PUBLIC else {}
+        changes |= self.variants[variant] if variant else {}
         network = {**self.network, **changes.pop("network", {})}
         lists = {key: tuple(value) for key, value in network.items() if isinstance(value, list)}
         share = changes.pop("share", self.share)

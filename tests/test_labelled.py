@@ -91,6 +91,12 @@ def test_a_variant_changes_its_own_values_alone(config):
     assert bare == replace(
         plain, multiplicity=0, ema=0.0, network=replace(plain.network, group_norm=False)
     )
+    warm = replace(config, from_public={"lr": 0.25})
+    assert warm.classifier("dpsgd", **shape) == plain
+    assert warm.classifier("dpsgd_from_public", **shape) == replace(plain, lr=0.25)
+    assert warm.classifier("dpsgd_from_public/bare", **shape) == replace(bare, lr=0.25)
+    with pytest.raises(UsageError, match="pretrain digits"):
+        replace(config, methods=["dpsgd_from_public/bare"], public="")
     with pytest.raises(UsageError, match="magic"):
         replace(config, methods=["magic"])
     with pytest.raises(UsageError, match="pretrain digits"):
@@ -225,7 +231,17 @@ def test_sets_without_labels_and_bad_recipes_are_refused(config, tmp_path):
         read_labelled_recipe("nothing")
 
 
-@pytest.mark.parametrize("name", ["labelled-quick", "labelled-full", "classifier-ablation"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "labelled-quick",
+        "labelled-full",
+        "classifier-ablation",
+        "tune-classifier",
+        "tune-classifier-eps1",
+        "tune-from-public",
+    ],
+)
 def test_shipped_recipes_are_whole(name):
     recipe = read_labelled_recipe(name)
     assert read_labelled_recipe(name, ["digits"]).private_sets == ["digits"]

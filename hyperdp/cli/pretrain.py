@@ -166,11 +166,20 @@ def digits_command(
         int, typer.Option("--count", "-n", min=10, help="Images to train on.")
     ] = 20000,
     held_out: Annotated[int, typer.Option(min=10, help="Images in faces held out.")] = 2500,
+    other_faces: Annotated[
+        bool,
+        typer.Option("--other-faces", help="Train on faces held out too: a task to tune on."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
 ) -> None:
     """Draw labelled digits in open fonts: the public control of `hyperdp labelled`.
 
+    With --other-faces the images to train on are of faces held out, as a "private" set that a
+    classifier of the public ones has not seen.
+
     Example: hyperdp pretrain digits -o runs/digits.npz
+
+    Example: hyperdp pretrain digits --other-faces -n 2000 -o runs/digits-other.npz
     """
     import numpy as np
     import torch
@@ -181,7 +190,7 @@ def digits_command(
 
     corpus, rng = open_corpus(), torch.Generator().manual_seed(seed)
     arrays: dict[str, Any] = {}
-    for name, split, size in (("pool", 0, count), ("reference", 1, held_out)):
+    for name, split, size in (("pool", int(other_faces), count), ("reference", 1, held_out)):
         images, labels = draw_digits(corpus, split, size, rng)
         arrays[name] = to_uint8(images).transpose(0, 3, 1, 2)
         arrays[f"{name}_labels"] = labels.numpy()
