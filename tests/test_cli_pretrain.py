@@ -92,3 +92,22 @@ def test_both_stages_of_text_are_trained_by_the_command_line(tmp_path: Path):
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, result.output
     assert load_text_bundle(tmp_path / "run" / "bundle").name == "text-toy"
+
+
+def test_digits_to_tune_on_are_of_faces_that_the_public_ones_are_not(monkeypatch, tmp_path: Path):
+    splits: list[int] = []
+
+    def drawn(corpus, split, count, rng):
+        splits.append(split)
+        return torch.zeros(count, 1, 28, 28), torch.arange(count) % 10
+
+    monkeypatch.setattr(corpus_module, "open_corpus", open_sample)
+    monkeypatch.setattr("hyperdp.pretrain.digits.draw_digits", drawn)
+    words = ["digits", "-n", "30", "--held-out", "20", "-o", str(tmp_path / "digits.npz")]
+    for more, pool in (([], 0), (["--other-faces"], 1)):
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == 0, result.output
+        assert splits == [pool, 1]
+        splits.clear()
+    data = load_set(str(tmp_path / "digits.npz"))
+    assert (len(data.pool), len(data.reference)) == (30, 20)
