@@ -266,6 +266,7 @@ def run_labelled(
     *,
     speed: Speed | None = None,
     on_cell: Callable[[Cell, int, int], Progress] | None = None,
+    measure: bool = True,
 ) -> list[Row]:
     """Makes every cell that the results file does not hold yet.
 
@@ -274,6 +275,7 @@ def run_labelled(
         out: JSONL; a run that was killed goes on after its last whole cell.
         speed: of the `dpsgd` methods.
         on_cell: called with (cell, number, cells in all); returns the cell's own progress callback.
+        measure: False takes the rows there are.
 
     Returns:
         The rows of this recipe's cells, old and new, in the order of the cells.
@@ -296,6 +298,7 @@ def run_labelled(
         old = [r for r in known if key == (r.base, r.private_set, r.method, r.n, r.epsilon, r.seed)]
         if old:
             rows += old
+        if old or not measure:
             continue
         progress = on_cell(cell, number, len(todo)) if on_cell is not None else _silent
         began = time.monotonic()

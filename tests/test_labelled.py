@@ -134,6 +134,8 @@ def test_a_killed_run_goes_on_and_every_method_is_measured(config, tmp_path, mon
     assert len(nets) == 2  # settings told apart
     left = 0
     assert run_labelled(config, out) == rows
+    missing = replace(config, seeds=[0, 1])
+    assert run_labelled(missing, out, measure=False) == rows
     left = 100  # another setting is another row
     changed = replace(config, methods=["dpsgd"], dpsgd={**config.dpsgd, "lr": 0.5})
     assert run_labelled(changed, out)[0].base not in {r.base for r in rows}

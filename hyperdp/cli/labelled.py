@@ -26,6 +26,9 @@ def labelled_command(
     method: Annotated[
         list[str] | None, typer.Option(help="Only this method; may be repeated.")
     ] = None,
+    table_only: Annotated[
+        bool, typer.Option("--table-only", help="Measure nothing: the table of the rows there are.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Of the DP-SGD classifier.")] = "cpu",
     microbatch: Annotated[
         int, typer.Option(min=1, help="Examples whose gradients are held at once.")
@@ -63,7 +66,11 @@ def labelled_command(
         return progress
 
     rows = run_labelled(
-        config, path, speed=Speed(microbatch=microbatch, device=device), on_cell=on_cell
+        config,
+        path,
+        speed=Speed(microbatch=microbatch, device=device),
+        on_cell=on_cell,
+        measure=not table_only,
     )
     classes = sorted({row.metric for row in rows if row.metric.startswith("accuracy_")})
     table = to_markdown(rows, ("accuracy", "worst_class_accuracy", *classes))
