@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import secrets
@@ -288,12 +289,14 @@ def run_labelled(
             worlds[name] = LabelledSet(config, name, speed or Speed())
         return worlds[name]
 
-    sizes = {name: len(world(name).data.pool) for name in config.private_sets}
+    # A table alone needs no set to lie here: a cell that a set is too small for has no rows.
+    sizes = {n: len(world(n).data.pool) if measure else max(config.n) for n in config.private_sets}
+    bundle_hash = functools.cache(lambda: load_bundle(config.bundle).hash)
     known = [row for row in read_rows(out) if row.bench == config.bench]
     todo = list(labelled_cells(config, sizes))
     rows: list[Row] = []
     for number, cell in enumerate(todo):
-        base = cell_base(config, cell, lambda: world(cell.private_set).bundle.hash)  # noqa: B023
+        base = cell_base(config, cell, bundle_hash)
         key = (base, *dataclasses.astuple(cell))
         old = [r for r in known if key == (r.base, r.private_set, r.method, r.n, r.epsilon, r.seed)]
         if old:
