@@ -6,8 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import secrets
-import tempfile
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -15,17 +13,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle, load_bundle
-from hyperdp.compute import one_thread
 from hyperdp.errors import DataError
 from hyperdp.eval.bench_recipe import Cell
 from hyperdp.eval.class_learners import class_config, class_fits
 from hyperdp.eval.digit_classifier import train_classifier
+from hyperdp.eval.labelled_dpsgd import PrivateClassifiers
 from hyperdp.eval.labelled_recipe import (
-    FROM_PUBLIC,
     REWEIGHTED,
     SYNTHETIC,
     LabelledConfig,
@@ -34,19 +30,13 @@ from hyperdp.eval.labelled_recipe import (
 from hyperdp.eval.metrics.by_class import accuracy_by_class
 from hyperdp.eval.private_sets import PrivateSet
 from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
-from hyperdp.eval.study import Progress, draw_images, release_once, released_weights, to_records
+from hyperdp.eval.study import Progress, draw_images, release_once, released_weights
 from hyperdp.eval.world import load_set
-from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights, pick
-from hyperdp.private.classifier.config import ClassifierConfig
-from hyperdp.private.classifier.fit import fit_classifier
-from hyperdp.private.classifier.network import WideResNet
 from hyperdp.private.classifier.training import Speed
 from hyperdp.private.reweight import ReweightConfig, adapt_on_public
 
 CLASSIFIER_BATCH = 50  # of `train_classifier`
-START_STEPS = 600  # of the public weights that `dpsgd_from_public` begins with
-START_BATCH = 64
 
 
 class LabelledSet:
@@ -109,7 +99,8 @@ class LabelledSet:
             if cell.method == "reweighted_and_public":
                 drawn = beside(drawn, self.public)
             return self._classifier_of(*drawn, cell.seed)
-        return self._dpsgd(cell, images, labels, budget, progress)
+        fitted = self._private_classifiers.fit(cell, images, labels, budget, progress)
+        return self.accuracy(fitted.predict)
 
     def _classifier_of(self, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
         # The same number of steps whatever the number of images: nothing is stopped by looking.
@@ -155,41 +146,9 @@ class LabelledSet:
             progress(c + 1, classes)
         return torch.cat(drawn), torch.arange(classes).repeat_interleave(count)
 
-    def _dpsgd(
-        self, cell: Cell, images: Tensor, labels: Tensor, budget: PrivacyBudget, progress: Progress
-    ) -> dict[str, float]:
-        shape = (images.shape[1], images.shape[2], images.shape[3])
-        config = self.config.classifier(
-            cell.method, n=len(images), image_shape=shape, classes=len(self.classes)
-        )
-        start = None
-        if cell.method.partition("/")[0] == FROM_PUBLIC:
-            start = self._public_start(config)
-        with tempfile.TemporaryDirectory() as scratch, one_thread():
-            fitted = fit_classifier(
-                to_records(images, labels, self.classes),
-                classes=self.classes,
-                config=config,
-                expected_units=len(images),
-                budget=budget,
-                ledger=Ledger(Path(scratch) / "ledger.db"),
-                dataset=f"labelled {secrets.token_hex(16)}",  # one ledger a dataset: this is new
-                out=Path(scratch) / "classifier",
-                start=start,
-                speed=self.speed,
-                progress=progress,
-            )
-            return self.accuracy(fitted.predict)
-
-    def _public_start(self, config: ClassifierConfig) -> dict[str, Tensor]:
-        """Weights trained on the public images without privacy; made once for each network."""
-        if config.network not in self._starts:
-            self._starts[config.network] = train_start(config, *self.public)
-        return self._starts[config.network]
-
     @cached_property
-    def _starts(self) -> dict[object, dict[str, Tensor]]:
-        return {}
+    def _private_classifiers(self) -> PrivateClassifiers:
+        return PrivateClassifiers(self.config, self.classes, lambda: self.public, self.speed)
 
 
 def beside(drawn: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -205,33 +164,6 @@ def beside(drawn: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor]) -> tuple
     fewer, more = sorted((drawn, public), key=lambda pair: len(pair[1]))
     times = round(len(more[1]) / max(1, len(fewer[1])))
     return torch.cat([fewer[0]] * times + [more[0]]), torch.cat([fewer[1]] * times + [more[1]])
-
-
-def train_start(config: ClassifierConfig, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The network of a DP-SGD run, trained on public images.
-
-    Args:
-        config: its network.
-        images: float32 [N, C, H, W], public.
-        labels: int64 [N].
-
-    Returns:
-        Its weights.
-    """
-    rng = torch.Generator().manual_seed(0)
-    with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = WideResNet(config.network)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=START_STEPS)
-        for _ in range(START_STEPS):
-            part = torch.randint(len(images), (START_BATCH,), generator=rng)
-            loss = functional.cross_entropy(model(images[part]), labels[part])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-    return {name: p.detach() for name, p in model.state_dict().items()}
 
 
 def cell_base(config: LabelledConfig, cell: Cell, bundle_hash: Callable[[], str]) -> str:

@@ -425,17 +425,17 @@ def test_it_learns_digits():
     labels = torch.from_numpy(data.target.astype(np.int64))
     network = replace(TINY, classes=10, stem_width=16, widths=(32,), strides=(2,), blocks=1)
     config = ClassifierConfig(
-        network=network, batch_size=300, steps=25, lr=2.0, multiplicity=1, pad=1, flip=False
+        network=network, batch_size=300, steps=25, lr=4.0, multiplicity=1, pad=1, flip=False
     )
     found = train(
-        images[:1200], labels[:1200], config, noise_multiplier=1.5, probability=0.25,
+        images[:1200], labels[:1200], config, noise_multiplier=0.5, probability=0.25,
         speed=Speed(microbatch=150),
     )  # fmt: skip
     model = WideResNet(network)
     model.load_state_dict(found)
     with torch.no_grad():
         accuracy = float((model(images[1200:]).argmax(1) == labels[1200:]).float().mean())
-    assert accuracy > 0.5  # chance is 0.1
+    assert accuracy > 0.5  # chance is 0.1; eight runs lay between 0.71 and 0.84
 
 
 @pytest.mark.gpu
