@@ -12,11 +12,12 @@ import torch
 from skimage.morphology import skeletonize
 from torch import nn
 
-from hyperdp.bundle import load_bundle
+from hyperdp.bundle import Bundle, load_bundle
 from hyperdp.errors import DataError, UsageError
 from hyperdp.family import UNetFlow
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain import faces
+from hyperdp.pretrain.average import average_runs
 from hyperdp.pretrain.base import BaseConfig, train_base
 from hyperdp.pretrain.checkpoint import load_average
 from hyperdp.pretrain.corpus_sample import open_sample
@@ -372,11 +373,56 @@ def test_the_whole_public_stage_learns_and_writes_a_bundle(tmp_path: Path):
         ):
             assert torch.equal(p, q)
     assert json.loads((same.path / "training.json").read_bytes())["start"] == began
+    check_average(tmp_path, joint, further, learned, corpus)
+
     other = dataclasses.replace(shipped, hypernetwork={**shipped.hypernetwork, "width": 32})
     with pytest.raises(UsageError, match=r"the hypernetwork of .* sizes"):
         train_hyper(other, tmp_path / "other-sizes", GlyphWorld(corpus))
     files = {str(p.relative_to(bundle.path)) for p in bundle.path.rglob("*") if p.is_file()}
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
+
+
+def check_average(
+    tmp_path: Path,
+    joint: HyperConfig,
+    further: HyperConfig,
+    learned: Bundle,
+    corpus: corpus_module.Corpus,
+):
+    """`further` is a recipe that begins where it is told and moves nothing."""
+    moved = dataclasses.replace(
+        joint, start=str(learned.path), base=str(learned.path), foretell_steps=0,
+        loop=dataclasses.replace(joint.loop, seed=9),
+    )  # fmt: skip
+    moved_on = train_hyper(moved, tmp_path / "moved", GlyphWorld(corpus))
+    average_runs(learned.path, tmp_path / "moved", share=0.25, out=tmp_path / "average")
+    from_average = dataclasses.replace(
+        further, start=str(tmp_path / "average"), base=str(tmp_path / "average")
+    )
+    mean = train_hyper(from_average, tmp_path / "from-average", GlyphWorld(corpus))
+    for part in ("hypernetwork", "encoder"):
+        for p, q, r in zip(
+            *(getattr(b, part).parameters() for b in (mean, learned, moved_on)), strict=True
+        ):
+            torch.testing.assert_close(p, 0.75 * q + 0.25 * r, atol=2e-3, rtol=2e-3)
+    for p, q, r in zip(
+        *(b.base.model.parameters() for b in (mean, learned, moved_on)), strict=True
+    ):
+        torch.testing.assert_close(p, 0.75 * q + 0.25 * r, atol=2e-3, rtol=2e-3)
+    assert not _same_weights(moved_on.base, learned.base, atol=2e-3)
+    told = json.loads((mean.path / "training.json").read_bytes())["start"]
+    assert told["average"] == {learned.hash[:8]: 0.75, moved_on.hash[:8]: 0.25}
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        average_runs(learned.path, tmp_path / "moved", share=1.5, out=tmp_path / "x")
+    with pytest.raises(UsageError, match="folder of a training run"):
+        average_runs(learned.path, tmp_path / "nowhere", share=0.5, out=tmp_path / "x")
+
+    narrow = dataclasses.replace(
+        further, start="", hypernetwork={**joint.hypernetwork, "width": 32}
+    )
+    train_hyper(narrow, tmp_path / "narrow", GlyphWorld(corpus))
+    with pytest.raises(UsageError, match="missing or of another size: average/hypernetwork"):
+        average_runs(learned.path, tmp_path / "narrow", share=0.5, out=tmp_path / "x")
 
 
 def _same_weights(one: UNetFlow, two: UNetFlow, atol: float) -> bool:

@@ -12,12 +12,14 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from hyperdp.cli._average import average_command
 from hyperdp.cli._forecast import forecast_command
 from hyperdp.cli._hybrid import hybrid_command
 from hyperdp.cli._images import fashion_command, images_command
 from hyperdp.cli._library import library_command
 
 app = typer.Typer(no_args_is_help=True, help="Train a base model or a hypernetwork on public data.")
+app.command("average")(average_command)
 app.command("forecast")(forecast_command)
 app.command("hybrid")(hybrid_command)
 app.command("library")(library_command)

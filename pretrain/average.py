@@ -1,0 +1,83 @@
+"""The average of a bundle and of a run that was trained on from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hyperdp.bundle import load_bundle
+from hyperdp.errors import UsageError
+from hyperdp.pretrain.checkpoint import CHECKPOINT
+
+AVERAGE = "average/"
+
+
+def average_runs(first: Path, second: Path, *, share: float, out: Path) -> None:
+    """Writes a folder to train on from: `base` and `start` of a recipe may both name it.
+
+    Between two sets of weights of which one was trained on from the other, their weighted mean is
+    often better than either (model soups: Wortsman et al. 2022, arXiv:2203.05482). It is not a
+    bundle, for the means of its public tasks are to be measured anew: train on from it, if only
+    for a few steps.
+
+    Args:
+        first: a bundle.
+        second: the folder of a run that began with it, with its checkpoint and its bundle.
+        share: of the second one's weights, in [0, 1]. What foretells keeps the second one's.
+        out: gets `checkpoint.safetensors`, the base model's folders and `training.json`.
+
+    Raises:
+        UsageError: the share is out of range, `second` has no checkpoint, or their sizes differ.
+    """
+    if not 0 <= share <= 1:
+        raise UsageError(
+            expected="a share between 0 and 1",
+            found=f"{share:g}",
+            todo="0 is the first one's weights, 1 the second one's.",
+        )
+    if not (second / CHECKPOINT).is_file():
+        raise UsageError(
+            expected=f"the folder of a training run, with {CHECKPOINT}",
+            found=str(second),
+            todo="Give the folder that `hyperdp pretrain hyper` wrote with -o.",
+        )
+    one, two = load_bundle(first), load_bundle(second / "bundle")
+    started = {
+        f"{AVERAGE}{part}.{name}": p.detach()
+        for part, module in (
+            ("encoder", one.encoder),
+            ("hypernetwork", one.hypernetwork),
+            ("base", one.base.model),
+        )
+        for name, p in module.named_parameters()
+    }
+    ended = {k: v for k, v in load_file(second / CHECKPOINT).items() if k.startswith(AVERAGE)}
+    ended |= {f"{AVERAGE}base.{k}": p.detach() for k, p in two.base.model.named_parameters()}
+    wrong = [k for k, p in started.items() if k not in ended or ended[k].shape != p.shape]
+    if wrong:
+        raise UsageError(
+            expected=f"a run that began with {first}",
+            found=f"missing or of another size: {', '.join(wrong[:4])}",
+            todo="Give a bundle, and a run whose recipe names it as its start.",
+        )
+    mixed: dict[str, Tensor] = {
+        k: p.lerp(started[k].to(p), 1 - share).contiguous() if k in started else p
+        for k, p in ended.items()
+    }
+    base = two.base
+    for name, p in base.model.named_parameters():
+        p.data.copy_(mixed[f"{AVERAGE}base.{name}"])
+    out.mkdir(parents=True, exist_ok=True)
+    base.save(out)
+    save_file(mixed, out / CHECKPOINT)
+    training = {
+        "average": {one.hash[:8]: 1 - share, two.hash[:8]: share},
+        "start": json.loads((two.path / "training.json").read_bytes()),
+    }
+    temporary = out / "training.json.tmp"
+    temporary.write_text(json.dumps(training, indent=1) + "\n")
+    shutil.move(temporary, out / "training.json")
