@@ -28,6 +28,7 @@ from hyperdp.eval.release_bench import (
     run_release_bench,
 )
 from hyperdp.eval.results import read_rows
+from hyperdp.eval.step_time_bench import RATIOS, StepTimeConfig, run_step_time
 from hyperdp.eval.train_step_bench import Steps, TrainStepConfig, run_train_step, time_steps
 from tests.worlds import tiny_bundle
 
@@ -84,6 +85,16 @@ def test_the_release_bench_measures_each_layout(bundle, tmp_path: Path):
     assert rows["throughput", "private stage", 130] < 1.5
     one, other = layout_sums(bundle, 1, 130), layout_sums(bundle, 1, 131)
     assert not np.array_equal(one, other)  # which the comparison would see
+
+
+def test_a_private_step_is_timed_beside_its_rivals(bundle, tmp_path: Path):
+    config = StepTimeConfig(batch=3, rank=2, repeats=1)
+    rows = run_step_time(bundle, config, tmp_path / "rows.jsonl")
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+    seconds = {r.method.split()[0]: r.value for r in rows if r.metric == "seconds"}
+    assert set(seconds) == {"dpsgd", "opacus", "non_private", "prism"}
+    shares = {r.metric: r.value for r in rows if r.metric != "seconds"}
+    assert shares == pytest.approx({m: seconds[a] / seconds[b] for m, (a, b) in RATIOS.items()})
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
-"""`hyperdp bench train-step|release|emission|device`: what the engine costs, without data."""
+"""`hyperdp bench train-step|step-time|release|…`: what the engine costs, without data."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import typer
 
-ENGINE = ("train-step", "release", "emission", "device")
+from hyperdp.errors import UsageError
+
+ENGINE = ("train-step", "step-time", "release", "emission", "device")
 
 
 def bench_engine(name: str, out: Path | None, into: Path | None, bundle: str) -> None:
@@ -32,6 +35,18 @@ def bench_engine(name: str, out: Path | None, into: Path | None, bundle: str) ->
     elif name == "release":
         rows = release_bench.run_release_bench(
             load_bundle(bundle), release_bench.ReleaseBenchConfig(), path
+        )
+    elif name == "step-time":
+        if find_spec("opacus") is None:
+            raise UsageError(
+                expected="the package opacus, whose step is timed beside ours",
+                found="no such package",
+                todo="Install `hyperdp[dev]`.",
+            )
+        from hyperdp.eval import step_time_bench
+
+        rows = step_time_bench.run_step_time(
+            load_bundle(bundle), step_time_bench.StepTimeConfig(), path
         )
     else:
         rows = train_step_bench.run_train_step(

@@ -20,8 +20,8 @@ def bench_command(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A recipe: a TOML file or a shipped name; or theory, guard, train-step, release, "
-            "emission, device."
+            help="A recipe: a TOML file or a shipped name; or theory, guard, train-step, "
+            "step-time, release, emission, device."
         ),
     ],
     out: Annotated[
@@ -43,7 +43,9 @@ def bench_command(
     ] = None,
     bundle: Annotated[
         str,
-        typer.Option("--bundle", "-b", help="For guard, train-step and release: whose networks."),
+        typer.Option(
+            "--bundle", "-b", help="For guard, train-step, step-time and release: whose networks."
+        ),
     ] = "glyphs",
     table_only: Annotated[
         bool, typer.Option("--table-only", help="Measure nothing: the table of the rows there are.")

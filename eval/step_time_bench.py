@@ -1,6 +1,4 @@
-"""What a private step costs: by our engine, by Opacus's hooks, and beside a step without privacy.
-
-    python -m hyperdp.eval.step_time --repeats 8
+"""`hyperdp bench step-time`: a private step by our engine, by Opacus's hooks, and without privacy.
 
 All are run in turn within one process, so that other work on the machine hits them alike. Reported
 are CPU times and the median over the turns of the ratios within a turn. Data is public noise.
@@ -8,21 +6,20 @@ are CPU times and the median over the turns of the ratios within a turn. Data is
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from opacus import GradSampleModule
 from torch import Tensor
 
-from hyperdp.bundle import Bundle, load_bundle
+from hyperdp.bundle import Bundle
+from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance
 from hyperdp.family import Family, UNetFlow
 from hyperdp.lora import Weights, adapters, attach_peft, describe_sites, save_peft
 from hyperdp.private.finetune import fresh_adapter
@@ -33,26 +30,43 @@ from hyperdp.private.learners.normal import SystemNormal
 from hyperdp.private.learners.prism import Prism
 from hyperdp.private.learners.step_rule import StepRule
 
+BENCH = "step-time"
+RATIOS = {  # of one step's time over another's
+    "over_opacus": ("dpsgd", "opacus"),
+    "over_non_private": ("dpsgd", "non_private"),
+    "over_dpsgd": ("prism", "dpsgd"),
+}
 _CLIP, _STD = 0.01, 0.01
 
 
-def step_times(
-    bundle: Bundle, *, batch: int = 32, rank: int = 8, repeats: int = 8
-) -> dict[str, list[float]]:
+@dataclass(frozen=True, kw_only=True)
+class StepTimeConfig:
+    """What is timed.
+
+    Attributes:
+        batch: records a step, all in one forward pass.
+        rank: r.
+        repeats: turns that count; one more goes first.
+    """
+
+    batch: int = 32
+    rank: int = 8
+    repeats: int = 8
+
+
+def step_times(bundle: Bundle, config: StepTimeConfig) -> dict[str, list[float]]:
     """CPU seconds of one step, in turn.
 
     Args:
         bundle: its base model and sites.
-        batch: records a step, all in one forward pass.
-        rank: r.
-        repeats: turns; one more goes first and is not counted.
+        config: see `StepTimeConfig`.
 
     Returns:
-        Name of the step → its times, one a turn.
+        `dpsgd`, `opacus`, `non_private`, `prism` → one time a turn.
     """
-    steps = _steps(bundle, batch, rank)
+    steps = _steps(bundle, config.batch, config.rank)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 1):
+    for turn in range(config.repeats + 1):
         for name, step in steps.items():
             begin = time.process_time()
             step()
@@ -161,38 +175,34 @@ def _opacus(
     return step
 
 
-def ratio(times: dict[str, list[float]], one: str, other: str) -> float:
-    """Median over the turns of one step's time over another's."""
-    return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
+def run_step_time(bundle: Bundle, config: StepTimeConfig, path: Path) -> list[Row]:
+    """Times the steps and appends the rows.
 
+    Args:
+        bundle: whose base model and sites.
+        config: see `StepTimeConfig`.
+        path: JSONL.
 
-def main() -> None:
-    """Print the medians and the ratios as one JSON object."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", default="glyphs")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=8)
-    given = parser.parse_args()
-    times = step_times(
-        load_bundle(given.bundle), batch=given.batch, rank=given.rank, repeats=given.repeats
-    )
-    pairs = (("dpsgd", "opacus"), ("dpsgd", "non_private"), ("prism", "dpsgd"))
-    print(
-        json.dumps(
-            {
-                "cpu_seconds": {name: statistics.median(t) for name, t in times.items()},
-                "ratios": {f"{a}/{b}": ratio(times, a, b) for a, b in pairs},
-                "batch": given.batch,
-                "rank": given.rank,
-                "repeats": given.repeats,
-                "threads": torch.get_num_threads(),
-                "machine": platform.machine(),
-            },
-            indent=1,
+    Returns:
+        The rows: seconds of each step (medians), and the ratios of `RATIOS` (medians of the ratios
+        within a turn).
+    """
+    begin = time.monotonic()
+    times = step_times(bundle, config)
+    figures = [("seconds", name, statistics.median(values)) for name, values in times.items()]
+    for metric, (one, other) in RATIOS.items():
+        pairs = zip(times[one], times[other], strict=True)
+        figures.append((metric, one, statistics.median(a / b for a, b in pairs)))
+    source = provenance()
+    source["hardware"] += f", {torch.get_num_threads()} operator threads"
+    rows = [
+        Row(
+            bench=BENCH, base=bundle.name, private_set="synthetic",
+            method=f"{name} r={config.rank} b={config.batch}", n=None, epsilon=None, delta=None,
+            seed=0, metric=metric, value=value, seconds=round(time.monotonic() - begin, 1),
+            peak_rss_mb=peak_rss_mb(), **source,
         )
-    )
-
-
-if __name__ == "__main__":
-    main()
+        for metric, name, value in figures
+    ]  # fmt: skip
+    append_rows(path, rows)
+    return rows
