@@ -16,7 +16,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance
+from hyperdp.eval.engine_rows import Figure, write_engine_rows
+from hyperdp.eval.results import Row
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import describe_sites, pick, save_peft
 from hyperdp.stable_diffusion import attention_sites
@@ -88,22 +89,15 @@ def run_emission(config: EmissionConfig, path: Path) -> list[Row]:
         if turn:
             emitted.append(middle - start)
             written.append(end - start)
-    figures = [
-        ("seconds", "adapter", statistics.median(emitted)),
-        ("seconds", "adapter on disk", statistics.median(written)),
-        ("parameters", "hypernetwork", float(sum(p.numel() for p in hyper.parameters()))),
-        ("adapter_numbers", "adapter", float(numbers)),
+    size = f"r={config.rank} k={config.embed_dim}"
+    parameters = sum(p.numel() for p in hyper.parameters())
+    figures: list[Figure] = [
+        ("seconds", f"adapter {size}", None, statistics.median(emitted)),
+        ("seconds", f"adapter on disk {size}", None, statistics.median(written)),
+        ("parameters", f"hypernetwork {size}", None, float(parameters)),
+        ("adapter_numbers", f"adapter {size}", None, float(numbers)),
     ]
-    source = provenance()
-    source["hardware"] += f", {torch.get_num_threads()} operator threads"
-    rows = [
-        Row(
-            bench=BENCH, base="stable-diffusion-1.5 layout", private_set="none",
-            method=f"{method} r={config.rank} k={config.embed_dim}", n=None, epsilon=None,
-            delta=None, seed=0, metric=metric, value=value,
-            seconds=round(time.monotonic() - begin, 1), peak_rss_mb=peak_rss_mb(), **source,
-        )
-        for metric, method, value in figures
-    ]  # fmt: skip
-    append_rows(path, rows)
-    return rows
+    return write_engine_rows(
+        path, figures, bench=BENCH, base="stable-diffusion-1.5 layout", private_set="none",
+        begin=begin,
+    )  # fmt: skip

@@ -21,7 +21,8 @@ import torch
 
 from hyperdp.bundle import Bundle
 from hyperdp.encoder import Encoder, EncoderConfig
-from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance
+from hyperdp.eval.engine_rows import Figure, write_engine_rows
+from hyperdp.eval.results import Row
 from hyperdp.mechanism import MechanismSpec
 from hyperdp.private.aggregate import aggregate
 from hyperdp.private.embed import BATCH_SIZE
@@ -145,7 +146,7 @@ def run_release_bench(bundle: Bundle, config: ReleaseBenchConfig, path: Path) ->
     begin = time.monotonic()
     bare, private = throughputs(bundle, config)
     ratios = [p / b for p, b in zip(private, bare, strict=True)]
-    figures: list[tuple[str, str, int | None, float]] = [
+    figures: list[Figure] = [
         ("records_per_second", "encoder", config.records, statistics.median(bare)),
         ("records_per_second", "private stage", config.records, statistics.median(private)),
         ("throughput", "private stage", config.records, statistics.median(ratios)),
@@ -167,15 +168,4 @@ def run_release_bench(bundle: Bundle, config: ReleaseBenchConfig, path: Path) ->
     for count in config.workers:
         same = np.array_equal(alone, layout_sums(bundle, count, config.records))
         figures.append(("same_sums", f"{count} workers", config.records, float(same)))
-    source = provenance()
-    source["hardware"] += f", {torch.get_num_threads()} operator threads"
-    rows = [
-        Row(
-            bench=BENCH, base=bundle.name, private_set="synthetic", method=method, n=n,
-            epsilon=None, delta=None, seed=0, metric=metric, value=value,
-            seconds=round(time.monotonic() - begin, 1), peak_rss_mb=peak_rss_mb(), **source,
-        )
-        for metric, method, n, value in figures
-    ]  # fmt: skip
-    append_rows(path, rows)
-    return rows
+    return write_engine_rows(path, figures, bench=BENCH, base=bundle.name, begin=begin)

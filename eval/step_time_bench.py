@@ -19,7 +19,8 @@ from opacus import GradSampleModule
 from torch import Tensor
 
 from hyperdp.bundle import Bundle
-from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance
+from hyperdp.eval.engine_rows import Figure, write_engine_rows
+from hyperdp.eval.results import Row
 from hyperdp.family import Family, UNetFlow
 from hyperdp.lora import Weights, adapters, attach_peft, describe_sites, save_peft
 from hyperdp.private.finetune import fresh_adapter
@@ -189,20 +190,12 @@ def run_step_time(bundle: Bundle, config: StepTimeConfig, path: Path) -> list[Ro
     """
     begin = time.monotonic()
     times = step_times(bundle, config)
-    figures = [("seconds", name, statistics.median(values)) for name, values in times.items()]
+    size = f"r={config.rank} b={config.batch}"
+    figures: list[Figure] = [
+        ("seconds", f"{name} {size}", None, statistics.median(values))
+        for name, values in times.items()
+    ]
     for metric, (one, other) in RATIOS.items():
         pairs = zip(times[one], times[other], strict=True)
-        figures.append((metric, one, statistics.median(a / b for a, b in pairs)))
-    source = provenance()
-    source["hardware"] += f", {torch.get_num_threads()} operator threads"
-    rows = [
-        Row(
-            bench=BENCH, base=bundle.name, private_set="synthetic",
-            method=f"{name} r={config.rank} b={config.batch}", n=None, epsilon=None, delta=None,
-            seed=0, metric=metric, value=value, seconds=round(time.monotonic() - begin, 1),
-            peak_rss_mb=peak_rss_mb(), **source,
-        )
-        for metric, name, value in figures
-    ]  # fmt: skip
-    append_rows(path, rows)
-    return rows
+        figures.append((metric, f"{one} {size}", None, statistics.median(a / b for a, b in pairs)))
+    return write_engine_rows(path, figures, bench=BENCH, base=bundle.name, begin=begin)

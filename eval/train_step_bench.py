@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperdp.bundle import Bundle
-from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance
+from hyperdp.eval.engine_rows import Figure, write_engine_rows
+from hyperdp.eval.results import Row
 from hyperdp.family import Family
 from hyperdp.hypernetwork import Hypernetwork
 from hyperdp.lora import Weights, adapters, describe_sites, pick
@@ -174,23 +175,15 @@ def run_train_step(bundle: Bundle, config: TrainStepConfig, path: Path) -> list[
         pairs = zip(times[one], times[other], strict=True)
         return statistics.median(a / b for a, b in pairs)
 
-    figures = [("seconds", name, statistics.median(values)) for name, values in times.items()]
-    figures += [
-        ("speedup", "batched", ratio("looped", "batched")),
-        ("overhead", "batched", ratio("batched", "plain")),
+    size = f"G={config.tasks} b={config.queries}"
+    figures: list[Figure] = [
+        ("seconds", f"{name} {size}", None, statistics.median(values))
+        for name, values in times.items()
     ]
-    source = provenance()
-    source["hardware"] += f", {torch.get_num_threads()} operator threads"
-    if config.place.type == "cuda":
-        source["hardware"] += f", {torch.cuda.get_device_name(config.place)}"
-    rows = [
-        Row(
-            bench=BENCH, base=bundle.name, private_set="synthetic",
-            method=f"{name} G={config.tasks} b={config.queries}", n=None, epsilon=None, delta=None,
-            seed=0, metric=metric, value=value, seconds=round(time.monotonic() - begin, 1),
-            peak_rss_mb=peak_rss_mb(), **source,
-        )
-        for metric, name, value in figures
-    ]  # fmt: skip
-    append_rows(path, rows)
-    return rows
+    figures += [
+        ("speedup", f"batched {size}", None, ratio("looped", "batched")),
+        ("overhead", f"batched {size}", None, ratio("batched", "plain")),
+    ]
+    return write_engine_rows(
+        path, figures, bench=BENCH, base=bundle.name, begin=begin, device=config.place
+    )
