@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from hyperdp.eval.bench_reading import LABELS, read_gains
-from hyperdp.eval.bench_recipe import BenchConfig, Cell, cells
+from hyperdp.eval.bench_recipe import BenchConfig, cells
 from hyperdp.eval.bench_table import METRICS
+from hyperdp.eval.cells import Cell
 from hyperdp.eval.curves import Curve, Level, curve_chart
 from hyperdp.eval.features import EfficientNetLite0
 from hyperdp.eval.kept_pictures import Pictures

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperdp.errors import UsageError
+from hyperdp.eval.cells import Cell
 from hyperdp.eval.methods import LEARNERS, METHODS
 from hyperdp.eval.nearest import NearestConfig
 from hyperdp.eval.study import SamplingConfig
@@ -113,17 +114,6 @@ class BenchConfig:
         if "expected_batch" in changes:  # `at_size` gives the size that a cell has
             changes = {**changes, "size": changes["expected_batch"]}
         return dataclasses.replace(base, **changes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One cell of the table; n and ε are None where the method does not depend on them."""
-
-    private_set: str
-    method: str
-    n: int | None
-    epsilon: float | None
-    seed: int
 
 
 def cells(config: BenchConfig) -> Iterator[Cell]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hyperdp.eval.bench_recipe import Cell
+from hyperdp.eval.cells import Cell
 from hyperdp.images import grid_picture
 
 COLUMNS = 8

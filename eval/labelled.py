@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle, load_bundle
 from hyperdp.errors import DataError
-from hyperdp.eval.bench_recipe import Cell
+from hyperdp.eval.cells import Cell, OnCell, Only, measure_cells, row_key
 from hyperdp.eval.class_learners import class_config, class_fits
 from hyperdp.eval.digit_classifier import train_classifier
 from hyperdp.eval.labelled_dpsgd import PrivateClassifiers
@@ -29,7 +28,7 @@ from hyperdp.eval.labelled_recipe import (
 )
 from hyperdp.eval.metrics.by_class import accuracy_by_class
 from hyperdp.eval.private_sets import PrivateSet
-from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
+from hyperdp.eval.results import Row, read_rows
 from hyperdp.eval.study import Progress, draw_images, release_once, released_weights
 from hyperdp.eval.world import load_set
 from hyperdp.lora import Weights, pick
@@ -197,8 +196,9 @@ def run_labelled(
     config: LabelledConfig,
     out: Path,
     *,
+    only: Only | None = None,
     speed: Speed | None = None,
-    on_cell: Callable[[Cell, int, int], Progress] | None = None,
+    on_cell: OnCell | None = None,
     measure: bool = True,
 ) -> list[Row]:
     """Makes every cell that the results file does not hold yet.
@@ -206,13 +206,19 @@ def run_labelled(
     Args:
         config: the recipe.
         out: JSONL; a run that was killed goes on after its last whole cell.
+        only: which cells; all when None.
         speed: of the `dpsgd` methods.
-        on_cell: called with (cell, number, cells in all); returns the cell's own progress callback.
+        on_cell: see `OnCell`.
         measure: False takes the rows there are.
 
     Returns:
         The rows of this recipe's cells, old and new, in the order of the cells.
+
+    Raises:
+        UsageError: `only` asks for what the recipe does not have.
     """
+    chosen = only if only is not None else Only()
+    chosen.check(n=config.n, epsilon=config.epsilon, seeds=config.seeds)
     worlds: dict[str, LabelledSet] = {}
 
     def world(name: str) -> LabelledSet:
@@ -224,42 +230,17 @@ def run_labelled(
     # A table alone needs no set to lie here: a cell that a set is too small for has no rows.
     sizes = {n: len(world(n).data.pool) if measure else max(config.n) for n in config.private_sets}
     bundle_hash = functools.cache(lambda: load_bundle(config.bundle).hash)
-    known = [row for row in read_rows(out) if row.bench == config.bench]
-    todo = list(labelled_cells(config, sizes))
+    wanted = list(labelled_cells(config, sizes))
+    if measure:
+        measure_cells(
+            filter(chosen.keeps, wanted), out, bench=config.bench, delta=config.delta,
+            base=lambda cell: cell_base(config, cell, bundle_hash),
+            figures=lambda cell, progress: world(cell.private_set).measure(cell, progress),
+            on_cell=on_cell,
+        )  # fmt: skip
+    known = read_rows(out)
     rows: list[Row] = []
-    for number, cell in enumerate(todo):
-        base = cell_base(config, cell, bundle_hash)
-        key = (base, *dataclasses.astuple(cell))
-        old = [r for r in known if key == (r.base, r.private_set, r.method, r.n, r.epsilon, r.seed)]
-        if old:
-            rows += old
-        if old or not measure:
-            continue
-        progress = on_cell(cell, number, len(todo)) if on_cell is not None else _silent
-        began = time.monotonic()
-        figures = world(cell.private_set).measure(cell, progress)
-        new = [
-            Row(
-                bench=config.bench,
-                base=base,
-                private_set=cell.private_set,
-                method=cell.method,
-                n=cell.n,
-                epsilon=cell.epsilon,
-                delta=None if cell.epsilon is None else config.delta,
-                seed=cell.seed,
-                metric=metric,
-                value=value,
-                seconds=round(time.monotonic() - began, 1),
-                peak_rss_mb=peak_rss_mb(),
-                **provenance(),
-            )
-            for metric, value in figures.items()
-        ]
-        append_rows(out, new)
-        rows += new
+    for cell in wanted:
+        key = (config.bench, cell_base(config, cell, bundle_hash), *dataclasses.astuple(cell))
+        rows += [row for row in known if row_key(row) == key]
     return rows
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress."""

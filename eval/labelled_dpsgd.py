@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.compute import one_thread
-from hyperdp.eval.bench_recipe import Cell
+from hyperdp.eval.cells import Cell
 from hyperdp.eval.labelled_recipe import FROM_PUBLIC, LabelledConfig
 from hyperdp.eval.study import Progress, to_records
 from hyperdp.ledger import Ledger

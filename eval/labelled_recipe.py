@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hyperdp.errors import UsageError
-from hyperdp.eval.bench_recipe import RECIPES, Cell
+from hyperdp.eval.bench_recipe import RECIPES
+from hyperdp.eval.cells import Cell
 from hyperdp.eval.class_learners import class_config
 from hyperdp.eval.study import SamplingConfig
 from hyperdp.private.classifier.config import ClassifierConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -51,10 +52,14 @@ class Row:
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Appends rows in one write and syncs, so that a kill loses whole cells and nothing else."""
+    """Appends rows in one write and syncs, so that a kill loses whole cells and nothing else.
+
+    Other processes that append to the same file wait.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
     with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1  # what follows is a line that a kill cut short
         file.truncate(whole)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +13,8 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.errors import UsageError
 from hyperdp.eval.bench_recipe import at_size
 from hyperdp.eval.canaries import Ranks, make_canaries, rank_canaries
-from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows, to_markdown
+from hyperdp.eval.cells import Cell, OnCell, Only, measure_cells
+from hyperdp.eval.results import Row, read_rows, to_markdown
 from hyperdp.eval.rivals import fit_records
 from hyperdp.eval.study import Progress
 from hyperdp.eval.text_recipe import TextBenchConfig
@@ -44,21 +43,7 @@ SHARED, REWEIGHTED = "shared", "reweighted"  # where the recipe names public doc
 BASE_ONLY = ("base", "lora")  # what encoder and hypernetwork have no part in
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextCell:
-    """One cell of a text table; n and ε are None where the method does not depend on them."""
-
-    private_set: str
-    method: str
-    n: int | None
-    epsilon: float | None
-    seed: int
-
-
-OnCell = Callable[[TextCell, int, int], Progress]
-
-
-def text_cells(config: TextBenchConfig, sizes: dict[str, int]) -> Iterator[TextCell]:
+def text_cells(config: TextBenchConfig, sizes: dict[str, int]) -> Iterator[Cell]:
     """The cells of a recipe, in the order that they are measured in.
 
     Args:
@@ -71,15 +56,13 @@ def text_cells(config: TextBenchConfig, sizes: dict[str, int]) -> Iterator[TextC
         once = ("hyper", REWEIGHTED) if config.public else ("hyper",)
         for method in fixed:
             n = config.n[0] if config.canaries else None
-            yield TextCell(private_set=name, method=method, n=n, epsilon=None, seed=config.seeds[0])
+            yield Cell(private_set=name, method=method, n=n, epsilon=None, seed=config.seeds[0])
         for n in config.n:
             for epsilon in config.epsilon if n <= sizes[name] else ():
                 for seed in config.seeds:
                     controls = () if config.canaries else ("other_task",)
                     for method in (*once, *controls, *config.fits):
-                        yield TextCell(
-                            private_set=name, method=method, n=n, epsilon=epsilon, seed=seed
-                        )
+                        yield Cell(private_set=name, method=method, n=n, epsilon=epsilon, seed=seed)
 
 
 class TextBench:
@@ -101,7 +84,7 @@ class TextBench:
         """The public documents of `shared` and `reweighted`, int64 [N, L]."""
         return read_public(self.bundle, self.config.public)
 
-    def figures(self, cell: TextCell, progress: Progress | None = None) -> dict[str, float]:
+    def figures(self, cell: Cell, progress: Progress | None = None) -> dict[str, float]:
         """Metric → value of one cell."""
         data = self.sets[cell.private_set]
         if self.config.canaries:
@@ -124,9 +107,7 @@ class TextBench:
                 figures["recovered_gain"] = recovered({**known, cell.method: value}, cell.method)
         return figures
 
-    def _secrets(
-        self, cell: TextCell, data: TextSet, progress: Progress | None
-    ) -> dict[str, float]:
+    def _secrets(self, cell: Cell, data: TextSet, progress: Progress | None) -> dict[str, float]:
         c = self.config
         secrets = make_canaries(c.canaries, c.candidates, seed=cell.seed)
         planted = [text for text in secrets.planted for _ in range(c.repeats)]
@@ -140,7 +121,7 @@ class TextBench:
             "smallest_p": ranks.smallest_p,
         }
 
-    def _weights(self, cell: TextCell, documents: list[str], progress: Progress | None) -> Weights:
+    def _weights(self, cell: Cell, documents: list[str], progress: Progress | None) -> Weights:
         if cell.method == "base":
             return {}
         if cell.method == "public_mean":
@@ -159,7 +140,7 @@ class TextBench:
         return self._read(cell, tokens, budget, progress)
 
     def _read(
-        self, cell: TextCell, tokens: Tensor, budget: PrivacyBudget, progress: Progress | None
+        self, cell: Cell, tokens: Tensor, budget: PrivacyBudget, progress: Progress | None
     ) -> Weights:
         """What a method makes of a release; one for all, so that what differs is the method."""
         key = (cell.private_set, cell.n, cell.epsilon, cell.seed)
@@ -207,95 +188,37 @@ def run_text_bench(
     path: Path,
     on_cell: OnCell,
     methods: list[str] | None = None,
+    only: Only | None = None,
 ) -> list[Row]:
     """Measures every cell that `path` does not hold yet.
 
     Args:
         config: the recipe.
         path: JSONL of rows.
-        on_cell: called with (cell, number, cells); returns a progress callback.
+        on_cell: see `OnCell`.
         methods: only these; all when None. A gain needs `base` and `lora` measured before.
+        only: which cells; all when None.
 
     Returns:
         All rows of this recipe and bundle.
 
     Raises:
-        UsageError: the bundle is none of text.
+        UsageError: the bundle is none of text, or `only` asks for what the recipe does not have.
     """
+    chosen = only if only is not None else Only()
+    chosen.check(n=config.n, epsilon=config.epsilon, seeds=config.seeds)
     bundle = open_text_bundle(config.bundle)
     bench = TextBench(config, bundle)
     sizes = {name: len(data.pool) for name, data in bench.sets.items()}
-    cells = [c for c in text_cells(config, sizes) if methods is None or c.method in methods]
-    rows = stored_text_rows(config, path, bundle)
-    for row in rows:
+    for row in stored_text_rows(config, path, bundle):
         if row.method in REFERENCES and row.metric == "nats":
             bench.found[row.private_set][row.method] = row.value
-    return measure_cells(
-        cells,
-        rows,
-        path,
-        bench=config.bench,
-        delta=config.delta,
-        base=lambda method: row_name(bundle, method),
-        figures=bench.figures,
-        on_cell=on_cell,
-    )
-
-
-def measure_cells(
-    cells: list[TextCell],
-    rows: list[Row],
-    path: Path,
-    *,
-    bench: str,
-    delta: float,
-    base: Callable[[str], str],
-    figures: Callable[[TextCell, Progress], dict[str, float]],
-    on_cell: OnCell,
-) -> list[Row]:
-    """Measures the cells that have no row yet, and writes each as soon as it is measured.
-
-    Args:
-        cells: all that are wanted.
-        rows: that there are.
-        path: JSONL that they are in.
-        bench: name of the recipe.
-        delta: of every budget.
-        base: method → what its rows call the bundle.
-        figures: (cell, progress) → metric → value.
-        on_cell: called with (cell, number, cells); returns a progress callback.
-
-    Returns:
-        Old and new rows.
-    """
-    done = {(r.private_set, r.method, r.n, r.epsilon, r.seed) for r in rows}
-    origin, rows = provenance(), list(rows)
-    for number, cell in enumerate(cells):
-        if (cell.private_set, cell.method, cell.n, cell.epsilon, cell.seed) in done:
-            continue
-        progress, began = on_cell(cell, number, len(cells)), time.monotonic()
-        found = figures(cell, progress)
-        fresh = [
-            Row(
-                bench=bench,
-                base=base(cell.method),
-                private_set=cell.private_set,
-                method=cell.method,
-                n=cell.n,
-                epsilon=cell.epsilon,
-                seed=cell.seed,
-                delta=None if cell.epsilon is None else delta,
-                metric=metric,
-                value=value,
-                seconds=round(time.monotonic() - began, 2),
-                peak_rss_mb=peak_rss_mb(),
-                **origin,
-            )
-            for metric, value in found.items()
-        ]
-        append_rows(path, fresh)
-        rows += fresh
-    return rows
+    cells = [c for c in text_cells(config, sizes) if methods is None or c.method in methods]
+    measure_cells(
+        filter(chosen.keeps, cells), path, bench=config.bench, delta=config.delta,
+        base=lambda cell: row_name(bundle, cell.method), figures=bench.figures, on_cell=on_cell,
+    )  # fmt: skip
+    return stored_text_rows(config, path, bundle)
 
 
 def stored_text_rows(config: TextBenchConfig, path: Path, bundle: TextBundle) -> list[Row]:

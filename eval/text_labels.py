@@ -23,11 +23,12 @@ from sklearn.pipeline import make_pipeline
 from torch import Tensor
 
 from hyperdp.budget import PrivacyBudget
+from hyperdp.eval.cells import Cell, OnCell, Only, measure_cells
 from hyperdp.eval.class_learners import class_config, fits_by_class
 from hyperdp.eval.metrics.divergence import mauve
 from hyperdp.eval.results import Row, read_rows, to_markdown
 from hyperdp.eval.study import Progress
-from hyperdp.eval.text_bench import OnCell, TextCell, measure_cells, open_text_bundle
+from hyperdp.eval.text_bench import open_text_bundle
 from hyperdp.eval.text_recipe import TextClassifierConfig, TextLabelsConfig
 from hyperdp.eval.text_sets import LabelledTextSet, load_labelled_set
 from hyperdp.eval.text_study import (
@@ -51,7 +52,7 @@ METHODS = ("base", *REFERENCES, "hyper", "reweighted", "dpsgd")
 CLASSIFIER_STEPS = 1000  # at most, of the solver; it stops where it has converged
 
 
-def label_cells(config: TextLabelsConfig, sizes: dict[str, int]) -> Iterator[TextCell]:
+def label_cells(config: TextLabelsConfig, sizes: dict[str, int]) -> Iterator[Cell]:
     """The cells of a recipe.
 
     Args:
@@ -62,14 +63,12 @@ def label_cells(config: TextLabelsConfig, sizes: dict[str, int]) -> Iterator[Tex
     private += ["reweighted"] if config.public else []
     private += ["dpsgd"] if config.dpsgd else []
     for name in config.private_sets:
-        yield TextCell(private_set=name, method="base", n=None, epsilon=None, seed=config.seeds[0])
+        yield Cell(private_set=name, method="base", n=None, epsilon=None, seed=config.seeds[0])
         for n in [n for n in config.n if n <= sizes[name]]:
             for epsilon in (None, *config.epsilon):
                 for seed in config.seeds:
                     for method in REFERENCES if epsilon is None else private:
-                        yield TextCell(
-                            private_set=name, method=method, n=n, epsilon=epsilon, seed=seed
-                        )
+                        yield Cell(private_set=name, method=method, n=n, epsilon=epsilon, seed=seed)
 
 
 class TextLabels:
@@ -92,7 +91,7 @@ class TextLabels:
         """The public documents of `reweighted`, int64 [N, L]."""
         return read_public(self.bundle, self.config.public)
 
-    def figures(self, cell: TextCell, progress: Progress) -> dict[str, float]:
+    def figures(self, cell: Cell, progress: Progress) -> dict[str, float]:
         """Metric → value of one cell."""
         data = self.sets[cell.private_set]
         documents = [] if cell.n is None else data.documents(cell.n, seed=cell.seed)
@@ -151,7 +150,7 @@ class TextLabels:
 
     def _weights(
         self,
-        cell: TextCell,
+        cell: Cell,
         tokens: Tensor,
         labels: NDArray[np.int64],
         classes: Sequence[str],
@@ -253,36 +252,39 @@ def row_base(config: TextLabelsConfig, bundle: TextBundle, method: str) -> str:
 
 
 def run_text_labels(
-    config: TextLabelsConfig, path: Path, on_cell: OnCell, methods: list[str] | None = None
+    config: TextLabelsConfig,
+    path: Path,
+    on_cell: OnCell,
+    methods: list[str] | None = None,
+    only: Only | None = None,
 ) -> list[Row]:
     """Measures every cell that `path` does not hold yet.
 
     Args:
         config: the recipe.
         path: JSONL of rows.
-        on_cell: called with (cell, number, cells); returns a progress callback.
+        on_cell: see `OnCell`.
         methods: only these; all when None.
+        only: which cells; all when None.
 
     Returns:
         All rows of this recipe and bundle.
 
     Raises:
-        UsageError: the bundle is none of text, or a set without labels.
+        UsageError: the bundle is none of text, a set without labels, or `only` asks for what the
+            recipe does not have.
     """
+    chosen = only if only is not None else Only()
+    chosen.check(n=config.n, epsilon=config.epsilon, seeds=config.seeds)
     bundle = open_text_bundle(config.bundle)
     bench = TextLabels(config, bundle)
     sizes = {name: len(data.pool) for name, data in bench.sets.items()}
     cells = [c for c in label_cells(config, sizes) if methods is None or c.method in methods]
     measure_cells(
-        cells,
-        stored_label_rows(config, path, bundle),
-        path,
-        bench=config.bench,
-        delta=config.delta,
-        base=lambda method: row_base(config, bundle, method),
-        figures=bench.figures,
+        filter(chosen.keeps, cells), path, bench=config.bench, delta=config.delta,
+        base=lambda cell: row_base(config, bundle, cell.method), figures=bench.figures,
         on_cell=on_cell,
-    )
+    )  # fmt: skip
     return stored_label_rows(config, path, bundle)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.errors import UsageError
-from hyperdp.eval.bench_recipe import BenchConfig, Cell, at_size
+from hyperdp.eval.bench_recipe import BenchConfig, at_size
+from hyperdp.eval.cells import Cell
 from hyperdp.eval.digit_classifier import DigitClassifier, train_classifier
 from hyperdp.eval.features import EfficientNetLite0, Features, extract
 from hyperdp.eval.kept_pictures import COLUMNS, Keep

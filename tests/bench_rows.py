@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hyperdp.eval.bench import recovered_gains
-from hyperdp.eval.bench_recipe import BenchConfig, Cell, cells
+from hyperdp.eval.bench_recipe import BenchConfig, cells
+from hyperdp.eval.cells import Cell
 from hyperdp.eval.results import Row
 from hyperdp.eval.study import SamplingConfig
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ from hyperdp.bundle import load_bundle
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import bench as bench_module
 from hyperdp.eval.bench import run_bench
-from hyperdp.eval.bench_recipe import BenchConfig, Cell, at_size, cells, read_bench_recipe
+from hyperdp.eval.bench_recipe import BenchConfig, at_size, cells, read_bench_recipe
+from hyperdp.eval.cells import Cell, Only
 from hyperdp.eval.digit_classifier import train_classifier
 from hyperdp.eval.methods import LEARNERS, METHODS
 from hyperdp.eval.private_sets import load_private_set
@@ -98,6 +100,40 @@ def test_a_killed_bench_goes_on_and_loses_one_cell(
     assert run_bench(config, out) == rows
     for row in rows:
         assert set(asdict(row)) == set(json.loads(out.read_text().splitlines()[0]))
+
+
+def test_only_the_cells_that_are_asked_for(config: BenchConfig, tmp_path: Path):
+    config = replace(config, n=[50, 200], methods=["base", "hyper"])
+    rows = run_bench(config, tmp_path / "r.jsonl", only=Only(n=(50,), epsilon=(4.0,), seeds=(1,)))
+    made = {(r.method, r.n, r.epsilon, r.seed) for r in rows}
+    assert made == {("base", None, None, 0), ("hyper", 50, 4.0, 1)}
+    for wrong, option in ((Only(n=(9,)), "--size"), (Only(seeds=(7,)), "--seed")):
+        with pytest.raises(UsageError, match=option):
+            run_bench(config, tmp_path / "r.jsonl", only=wrong)
+
+
+def test_what_another_process_has_measured_meanwhile_is_passed_over(
+    config: BenchConfig, tmp_path: Path
+):
+    config = replace(config, methods=["base", "lora", "public_mean"])
+    out, seen = tmp_path / "r.jsonl", []
+
+    def on_cell(cell: Cell, number: int, total: int):
+        seen.append(cell.method)
+        if cell.method == "base":
+            run_bench(replace(config, methods=["lora"]), out)
+        return lambda *_: None
+
+    rows = run_bench(config, out, on_cell=on_cell)
+    assert seen == ["base", "public_mean"]
+    assert [r.method for r in rows if r.metric == "fid"] == ["lora", "base", "public_mean"]
+
+
+def test_processes_that_write_at_once_lose_no_row(tmp_path: Path):
+    path = tmp_path / "r.jsonl"
+    with ThreadPoolExecutor(8) as pool:  # each opens the file for itself, as a process does
+        list(pool.map(lambda seed: append_rows(path, [_row(seed=seed)] * 3), range(64)))
+    assert sorted(r.seed for r in read_rows(path)) == sorted([*range(64)] * 3)
 
 
 @pytest.mark.parametrize("labelled", [False, True])

@@ -13,8 +13,9 @@ import torch
 
 from hyperdp.cli._app import run
 from hyperdp.errors import DataError
-from hyperdp.eval.bench_recipe import Cell, cells, read_bench_recipe
+from hyperdp.eval.bench_recipe import cells, read_bench_recipe
 from hyperdp.eval.bench_table import bench_table, in_order, stored_rows
+from hyperdp.eval.cells import Cell
 from hyperdp.eval.kept_pictures import SHOWN, Pictures
 from hyperdp.eval.results import RESULTS, append_rows, check_marks, render_into
 from tests.bench_rows import bench_rows, quick_config
@@ -115,3 +116,11 @@ def test_pictures_are_found_again_by_cell_and_by_no_other(tmp_path: Path) -> Non
         assert pictures.find(dataclasses.replace(cell, **change)) is None
     pictures.keep(cell, images[:0])
     assert pictures.find(cell) == kept
+
+
+@pytest.mark.parametrize(
+    "words", [["bench", "bench-quick", "-e", "3"], ["labelled", "labelled-quick", "-n", "7"]]
+)
+def test_a_cell_that_the_recipe_does_not_have_is_refused(words, tmp_path: Path, capsys) -> None:
+    assert run([*words, "-o", str(tmp_path / "r.jsonl")]) == 2
+    assert "out of the recipe's" in " ".join(capsys.readouterr().err.split())

@@ -13,10 +13,10 @@ import torch
 from hyperdp.cli._app import run
 from hyperdp.errors import UsageError
 from hyperdp.eval import text_labels, text_sets
+from hyperdp.eval.cells import Cell
 from hyperdp.eval.class_learners import fits_by_class
 from hyperdp.eval.metrics.divergence import mauve
 from hyperdp.eval.results import read_rows
-from hyperdp.eval.text_bench import TextCell
 from hyperdp.eval.text_labels import TextLabels, classify, label_cells, zero_shot_accuracy
 from hyperdp.eval.text_recipe import (
     RECIPES,
@@ -253,7 +253,7 @@ def test_real_documents_tell_the_classes_apart_and_so_do_adapters_that_learnt_th
     bench = TextLabels(config, bundle)
 
     def figures(method: str) -> dict[str, float]:
-        cell = TextCell(private_set="toy", method=method, n=60, epsilon=None, seed=0)
+        cell = Cell(private_set="toy", method=method, n=60, epsilon=None, seed=0)
         return bench.figures(cell, lambda done, count: None)
 
     real = figures("real")

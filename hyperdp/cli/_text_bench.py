@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from hyperdp.cli._cells import cell_lines
+
 if TYPE_CHECKING:
+    from hyperdp.eval.cells import OnCell, Only
     from hyperdp.eval.results import Row
     from hyperdp.text_bundle import TextBundle
 
@@ -21,6 +24,7 @@ def bench_texts(
     into: Path | None,
     private_sets: list[str] | None,
     methods: list[str] | None,
+    only: Only,
     *,
     table_only: bool,
 ) -> None:
@@ -32,12 +36,13 @@ def bench_texts(
         into: Markdown page that the table goes into as well.
         private_sets: only these.
         methods: only these.
+        only: which cells.
         table_only: measure nothing.
     """
     from hyperdp.eval import text_bench, text_labels, text_recipe
     from hyperdp.eval.results import RESULTS, check_marks, render_into
 
-    measure: Callable[[Path, text_bench.OnCell, list[str] | None], list[Row]]
+    measure: Callable[[Path, OnCell, list[str] | None, Only], list[Row]]
     stored: Callable[[Path, TextBundle], list[Row]]
     if text_recipe.recipe_kind(recipe) == text_recipe.LABELS_KIND:
         labels = text_recipe.read_labels_recipe(recipe, private_sets)
@@ -56,23 +61,10 @@ def bench_texts(
     path = out if out is not None else RESULTS / f"{name}.jsonl"
     console = Console(stderr=True)
 
-    def on_cell(cell: text_bench.TextCell, number: int, total: int) -> Callable[[int, int], None]:
-        size = "" if cell.n is None else f" n={cell.n}"
-        size += "" if cell.epsilon is None else f" ε={cell.epsilon:g}"
-        console.print(
-            f"{number + 1}/{total} {cell.private_set} {cell.method}{size} seed {cell.seed}"
-        )
-
-        def progress(done: int, count: int) -> None:
-            if done % 50 == 0:
-                console.print(f"   {done}/{count}")
-
-        return progress
-
     if table_only:
         rows = stored(path, text_bench.open_text_bundle(bundle))
     else:
-        rows = measure(path, on_cell, methods)
+        rows = measure(path, cell_lines(console), methods, only)
     table = render(rows)
     typer.echo(table, nl=False)
     if into is not None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from hyperdp.cli._cells import (
+    OnlyEpsilons,
+    OnlyMethods,
+    OnlySeeds,
+    OnlySets,
+    OnlySizes,
+    cell_lines,
+    only_cells,
+)
 from hyperdp.cli._engine import ENGINE, bench_engine
 from hyperdp.cli._guard import bench_guard
 from hyperdp.cli._text_bench import bench_texts
@@ -31,12 +38,11 @@ def bench_command(
         Path | None,
         typer.Option(help="Also write the table between its marks in this Markdown page."),
     ] = None,
-    private_set: Annotated[
-        list[str] | None, typer.Option(help="Only this private set; may be repeated.")
-    ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(help="Only this method; may be repeated.")
-    ] = None,
+    private_set: OnlySets = None,
+    method: OnlyMethods = None,
+    size: OnlySizes = None,
+    epsilon: OnlyEpsilons = None,
+    seed: OnlySeeds = None,
     pictures: Annotated[
         Path | None,
         typer.Option(help="Keep a picture of each cell's images here, for `hyperdp report`."),
@@ -53,7 +59,8 @@ def bench_command(
 ) -> None:
     """Measure every cell of a recipe that is not measured yet, and print the table.
 
-    Killed and started again, it loses at most the cell it was in.
+    Killed and started again, it loses at most the cell it was in. Several processes may measure
+    different cells of one recipe into one file.
 
     Example: hyperdp bench eval/recipes/bench-quick.toml --into docs/benchmarks.md
     """
@@ -69,42 +76,30 @@ def bench_command(
     from hyperdp.eval.text_recipe import text_recipe_path
 
     if (texts := text_recipe_path(recipe)) is not None:
-        bench_texts(texts, out, into, private_set, method, table_only=table_only)
+        only = only_cells(size, epsilon, seed)
+        bench_texts(texts, out, into, private_set, method, only, table_only=table_only)
         return
     from hyperdp.eval.bench import run_bench
-    from hyperdp.eval.bench_recipe import Cell, read_bench_recipe
+    from hyperdp.eval.bench_recipe import read_bench_recipe
     from hyperdp.eval.bench_table import bench_table, stored_rows
     from hyperdp.eval.kept_pictures import Pictures
     from hyperdp.eval.results import RESULTS, check_marks, render_into
     from hyperdp.eval.tuning import choices
 
+    whole = read_bench_recipe(recipe)
     config = read_bench_recipe(recipe, private_set, method)
     if into is not None:  # before hours of work that could not be rendered
         check_marks(into, config.bench)
     path = out if out is not None else RESULTS / f"{config.bench}.jsonl"
     console = Console(stderr=True)
 
-    def on_cell(cell: Cell, number: int, total: int) -> Callable[[int, int], None]:
-        size = "" if cell.n is None else f" n={cell.n}"
-        size += "" if cell.epsilon is None else f" ε={cell.epsilon:g}"
-        title = f"{number + 1}/{total} {cell.private_set} {cell.method}{size} seed {cell.seed}"
-        console.print(title)
-        last = time.monotonic()
-
-        def progress(done: int, count: int) -> None:
-            nonlocal last
-            if time.monotonic() - last > 30:
-                last = time.monotonic()
-                console.print(f"   {done}/{count}")
-
-        return progress
-
     if table_only:
-        rows = stored_rows(config, path)
+        rows = stored_rows(whole, path)
     else:
         keep = None if pictures is None else Pictures(folder=pictures).keep
-        rows = run_bench(config, path, on_cell=on_cell, keep=keep)
-    table = bench_table(config, rows)
+        only = only_cells(size, epsilon, seed)
+        rows = run_bench(config, path, only=only, on_cell=cell_lines(console), keep=keep)
+    table = bench_table(whole, rows)
     typer.echo(table, nl=False)
     if into is not None:
         render_into(into, config.bench, table)

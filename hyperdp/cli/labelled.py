@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from hyperdp.cli._cells import (
+    OnlyEpsilons,
+    OnlyMethods,
+    OnlySeeds,
+    OnlySets,
+    OnlySizes,
+    cell_lines,
+    only_cells,
+)
 
 
 def labelled_command(
@@ -20,12 +28,11 @@ def labelled_command(
         Path | None,
         typer.Option(help="Also write the table between its marks in this Markdown page."),
     ] = None,
-    private_set: Annotated[
-        list[str] | None, typer.Option(help="Only this private set; may be repeated.")
-    ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(help="Only this method; may be repeated.")
-    ] = None,
+    private_set: OnlySets = None,
+    method: OnlyMethods = None,
+    size: OnlySizes = None,
+    epsilon: OnlyEpsilons = None,
+    seed: OnlySeeds = None,
     table_only: Annotated[
         bool, typer.Option("--table-only", help="Measure nothing: the table of the rows there are.")
     ] = False,
@@ -40,7 +47,6 @@ def labelled_command(
 
     Example: hyperdp labelled labelled-quick
     """
-    from hyperdp.eval.bench_recipe import Cell
     from hyperdp.eval.labelled import run_labelled
     from hyperdp.eval.labelled_recipe import read_labelled_recipe
     from hyperdp.eval.results import RESULTS, render_into, to_markdown
@@ -49,29 +55,16 @@ def labelled_command(
     config = read_labelled_recipe(recipe, private_set, method)
     path = out if out is not None else RESULTS / f"{config.bench}.jsonl"
     console = Console(stderr=True)
-
-    def on_cell(cell: Cell, number: int, total: int) -> Callable[[int, int], None]:
-        size = "" if cell.n is None else f" n={cell.n}"
-        size += "" if cell.epsilon is None else f" ε={cell.epsilon:g}"
-        title = f"{number + 1}/{total} {cell.private_set} {cell.method}{size} seed {cell.seed}"
-        console.print(title)
-        last = time.monotonic()
-
-        def progress(done: int, count: int) -> None:
-            nonlocal last
-            if time.monotonic() - last > 30:
-                last = time.monotonic()
-                console.print(f"   {done}/{count}")
-
-        return progress
-
-    rows = run_labelled(
-        config,
-        path,
-        speed=Speed(microbatch=microbatch, device=device),
-        on_cell=on_cell,
-        measure=not table_only,
-    )
+    if not table_only:
+        run_labelled(
+            config,
+            path,
+            only=only_cells(size, epsilon, seed),
+            speed=Speed(microbatch=microbatch, device=device),
+            on_cell=cell_lines(console),
+        )
+    rows = run_labelled(read_labelled_recipe(recipe), path, measure=False)
+    rows += [r for r in run_labelled(config, path, measure=False) if r not in rows]
     classes = sorted({row.metric for row in rows if row.metric.startswith("accuracy_")})
     table = to_markdown(rows, ("accuracy", "worst_class_accuracy", *classes))
     typer.echo(table, nl=False)
