@@ -50,6 +50,7 @@ class LabelledSet:
                 found=f"{name}, which has none",
                 todo="Leave it out of the labelled recipe.",
             )
+        self._kept: dict[tuple[int | None, float | None, int], tuple[Tensor, Tensor]] = {}
         self.classes = [str(c) for c in range(int(self.data.pool_labels.max()) + 1)]
 
     @cached_property
@@ -93,13 +94,25 @@ class LabelledSet:
         assert cell.epsilon is not None  # noqa: S101
         budget = PrivacyBudget(epsilon=cell.epsilon, delta=self.config.delta)
         if cell.method in SYNTHETIC:
-            adapters = self._adapters(cell.method, images, labels, budget, progress)
-            drawn = self._draw(adapters, cell.seed, progress)
+            drawn = self._drawn(cell, images, labels, budget, progress)
             if cell.method == "reweighted_and_public":
                 drawn = beside(drawn, self.public)
             return self._classifier_of(*drawn, cell.seed)
         fitted = self._private_classifiers.fit(cell, images, labels, budget, progress)
         return self.accuracy(fitted.predict)
+
+    def _drawn(
+        self, cell: Cell, images: Tensor, labels: Tensor, budget: PrivacyBudget, progress: Progress
+    ) -> tuple[Tensor, Tensor]:
+        """What the adapters of a cell draw; kept where another method reads the same release."""
+        key = (cell.n, cell.epsilon, cell.seed)
+        if cell.method in REWEIGHTED and key in self._kept:
+            return self._kept[key]
+        adapters = self._adapters(cell.method, images, labels, budget, progress)
+        drawn = self._draw(adapters, cell.seed, progress)
+        if cell.method in REWEIGHTED:
+            self._kept[key] = drawn
+        return drawn
 
     def _classifier_of(self, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
         # The same number of steps whatever the number of images: nothing is stopped by looking.

@@ -98,12 +98,13 @@ def draw_images(
             ).float()
 
     counts = [config.count // PARTS + (w < config.count % PARTS) for w in range(PARTS)]
+    counts = counts[: min(PARTS, config.count)]  # a part without an image draws nothing
     with (
         adapters(base.model, weights),
         one_thread() as threads,
         ThreadPoolExecutor(min(threads, PARTS)) as pool,
     ):
-        return torch.cat(list(pool.map(part, range(PARTS), counts)))
+        return torch.cat(list(pool.map(part, range(len(counts)), counts)))
 
 
 @torch.no_grad()

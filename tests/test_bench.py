@@ -348,6 +348,8 @@ def test_controls_are_what_the_bundle_says(config: BenchConfig, tmp_path: Path):
     first = draw_images(bundle, mean, config.sampling, seed=3)
     assert torch.equal(first, draw_images(bundle, mean, config.sampling, seed=3))
     assert not torch.equal(first, draw_images(bundle, {}, config.sampling, seed=3))
+    for count in (0, 1, 5):  # fewer than there are threads, too
+        assert len(draw_images(bundle, {}, replace(config.sampling, count=count), seed=3)) == count
 
 
 def test_every_method_of_the_small_recipe_has_its_rows(

@@ -15,11 +15,12 @@ from hyperdp.eval import class_learners, labelled
 from hyperdp.eval.labelled import LabelledSet, run_labelled
 from hyperdp.eval.labelled_recipe import LabelledConfig, labelled_cells, read_labelled_recipe
 from hyperdp.eval.results import read_rows
-from hyperdp.eval.study import SamplingConfig
+from hyperdp.eval.study import SamplingConfig, release_once
 from hyperdp.eval.world import load_set
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.digits import draw_digits
 from hyperdp.private.classifier.training import Speed
+from hyperdp.private.reweight import ReweightConfig
 from tests.worlds import tiny_bundle
 
 
@@ -158,6 +159,25 @@ def test_the_images_of_an_adapter_are_labelled_with_its_class(config, monkeypatc
     assert len(set(asked)) == 10  # ten adapters, no two the same
     assert torch.equal(made[:, 0, 0, 0].long() - 1, of)
     assert torch.equal(of.bincount(), torch.full((10,), 10))
+
+
+def test_both_reweighted_classifiers_are_of_one_release(config, tmp_path, monkeypatch):
+    released = []
+
+    def spy(bundle, images, budget, **more):
+        released.append(len(images))
+        return release_once(bundle, images, budget, **more)
+
+    monkeypatch.setattr(labelled, "release_once", spy)
+    names = ["reweighted", "reweighted_and_public", "hyper"]
+    config = replace(config, methods=names, n=[100, 200], seeds=[0], images_per_class=2)
+    adapt = labelled.adapt_on_public
+    monkeypatch.setattr(
+        labelled, "adapt_on_public",
+        lambda *given, progress: adapt(*given, ReweightConfig(steps=1), progress=progress),
+    )  # fmt: skip
+    run_labelled(config, tmp_path / "rows.jsonl")
+    assert released == [100, 200, 100, 200]  # two methods of one release each, and hyper's own
 
 
 def test_public_images_are_half_of_what_is_learned_from(config):
