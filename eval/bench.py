@@ -10,6 +10,7 @@ from hyperdp.eval.bench_recipe import BenchConfig, cells
 from hyperdp.eval.cells import Cell, OnCell, Only, measure_cells, row_key
 from hyperdp.eval.kept_pictures import Keep
 from hyperdp.eval.results import Row, append_rows, read_rows
+from hyperdp.eval.reuse import reused_rows
 from hyperdp.eval.study import Progress
 from hyperdp.eval.tuning import Tuning
 from hyperdp.eval.world import LabelledWorld, World
@@ -43,6 +44,7 @@ def run_bench(
     bundle = load_bundle(config.bundle)
     base = f"{bundle.name}-{bundle.hash[:8]}"
     tuning = Tuning(config.tuning, base)
+    append_rows(out, reused_rows(config, base, read_rows(out)))
     world: World | None = None
 
     def figures(cell: Cell, progress: Progress) -> dict[str, float]:

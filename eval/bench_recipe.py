@@ -55,6 +55,8 @@ class BenchConfig:
             (`hyperdp pretrain tasks`).
         tuning: recipes of variants, measured before. A method that has variants there takes the one
             that was best (`hyperdp.eval.tuning`).
+        reuse: recipes that measure some of these cells in the same way; their rows are taken over
+            (`hyperdp.eval.reuse`).
     """
 
     bench: str
@@ -78,6 +80,7 @@ class BenchConfig:
     fits: dict[str, FitConfig] = field(default_factory=dict)
     variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     tuning: list[str] = field(default_factory=list)
+    reuse: list[str] = field(default_factory=list)
 
     @property
     def known(self) -> list[str]:

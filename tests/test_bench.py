@@ -16,6 +16,7 @@ import torch
 from hyperdp.bundle import load_bundle
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import bench as bench_module
+from hyperdp.eval import reuse
 from hyperdp.eval.bench import run_bench
 from hyperdp.eval.bench_recipe import BenchConfig, at_size, cells, read_bench_recipe
 from hyperdp.eval.cells import Cell, Only
@@ -127,6 +128,38 @@ def test_what_another_process_has_measured_meanwhile_is_passed_over(
     rows = run_bench(config, out, on_cell=on_cell)
     assert seen == ["base", "public_mean"]
     assert [r.method for r in rows if r.metric == "fid"] == ["lora", "base", "public_mean"]
+
+
+def test_rows_of_another_recipe_are_taken_over_where_it_measures_the_same(
+    config: BenchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = (
+        f'bench = "other"\nbundle = "{config.bundle}"\nprivate_sets = ["digits"]\nn = [200]\n'
+        "epsilon = [4.0]\ndelta = 1e-4\nseeds = [0]\n"
+        'methods = ["base", "hyper", "reweighted"]\n'
+        "[sampling]\ncount = 20\nsteps = 2\nbatch_size = 10\nbf16 = false\n"
+        "[finetune]\nrank = 2\nsteps = 2\nbatch_size = 4\nbf16 = false\n"
+    )
+    (tmp_path / "other.toml").write_text(text)
+    monkeypatch.setattr(reuse, "RESULTS", tmp_path)
+    other = read_bench_recipe(str(tmp_path / "other.toml"))
+    first = run_bench(replace(other, methods=["base", "hyper"]), tmp_path / "other.jsonl")
+    planted = [replace(r, method="reweighted") for r in first if r.method == "hyper"]
+    append_rows(tmp_path / "other.jsonl", planted)
+
+    measured = []
+    config = replace(
+        config, methods=["base", "lora", "hyper"], reuse=[str(tmp_path / "other.toml")]
+    )
+    rows = run_bench(
+        config, tmp_path / "r.jsonl", on_cell=lambda cell, *_: measured.append(cell) or print
+    )
+    assert [(c.method, c.seed) for c in measured] == [("lora", 0), ("hyper", 1)]
+    kept = [r for r in rows if r.seed == 0 and r.method != "lora" and r.metric != "recovered_gain"]
+    assert kept == [replace(r, bench="test") for r in first]
+    assert run_bench(config, tmp_path / "r.jsonl") == rows
+    with pytest.raises(UsageError, match="same sampling"):
+        run_bench(replace(config, sampling=SamplingConfig(count=21)), tmp_path / "s.jsonl")
 
 
 def test_processes_that_write_at_once_lose_no_row(tmp_path: Path):
