@@ -7,11 +7,12 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hyperdp.errors import UsageError
 from hyperdp.eval.cells import Cell
-from hyperdp.eval.methods import LEARNERS, METHODS
+from hyperdp.eval.hybrids import HybridConfig
+from hyperdp.eval.methods import HYBRIDS, LEARNERS, METHODS
 from hyperdp.eval.nearest import NearestConfig
 from hyperdp.eval.study import SamplingConfig
 from hyperdp.private.evolution import EvolutionConfig
@@ -21,6 +22,8 @@ from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.reweight import ReweightConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+Steps = TypeVar("Steps", bound=FitConfig)
+BY_NAME = ("fits", "hybrids")  # fields with settings of several methods, by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,8 @@ class BenchConfig:
             `public` re-weighted to have the released mean. `nearest`: the LoRA of the public tasks
             nearest to a release, out of `library`. `dpagg`: one noisy mean of the condition that
             each record is best explained by. `evolution`: Private Evolution, whose
-            result is images. `dpsgd` … `anadp`: `hyperdp fit`.
+            result is images. `dpsgd` … `anadp`: `hyperdp fit`. `hybrid_dpsgd`, `hybrid_prism`:
+            `hyperdp private --refine`.
         public: public records (`hyperdp pretrain public`).
         labelled: one adapter for each class, measured by how many of its images a classifier of the
             reference set reads as that class.
@@ -51,6 +55,7 @@ class BenchConfig:
             `METHODS` gives these fields; `evolution` makes as many images, in as many steps, as
             `sampling` says.
         fits: settings of the step-trained learners by name, but for the public size N: that is n.
+        hybrids: settings of the hybrids by name, likewise.
         variants: method → name → settings that it has otherwise. For tuning, on public tasks
             (`hyperdp pretrain tasks`).
         tuning: recipes of variants, measured before. A method that has variants there takes the one
@@ -78,6 +83,7 @@ class BenchConfig:
     nearest: NearestConfig = field(default_factory=NearestConfig)
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
     fits: dict[str, FitConfig] = field(default_factory=dict)
+    hybrids: dict[str, HybridConfig] = field(default_factory=dict)
     variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     tuning: list[str] = field(default_factory=list)
     reuse: list[str] = field(default_factory=list)
@@ -105,13 +111,15 @@ class BenchConfig:
         place = METHODS[name].settings
         if not place:
             return None
-        if place == "fits" and name not in self.fits:
-            raise UsageError(
-                expected=f"settings of {name} in [fits.{name}]",
-                found=", ".join(self.fits) or "none",
-                todo="Add them to the recipe.",
-            )
-        base = self.fits[name] if place == "fits" else getattr(self, place)
+        base = getattr(self, place)
+        if place in BY_NAME:
+            if name not in base:
+                raise UsageError(
+                    expected=f"settings of {name} in [{place}.{name}]",
+                    found=", ".join(base) or "none",
+                    todo="Add them to the recipe.",
+                )
+            base = base[name]
         given = self.variants[name][variant] if variant else {}
         changes = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
         if "expected_batch" in changes:  # `at_size` gives the size that a cell has
@@ -152,7 +160,7 @@ def _chosen(config: BenchConfig) -> list[str]:
     return [method for method in known if method in wanted]
 
 
-def at_size(config: FitConfig, n: int) -> FitConfig:
+def at_size(config: Steps, n: int) -> Steps:
     """A learner's settings for n units, which a benchmark takes for public.
 
     Args:
@@ -187,7 +195,7 @@ def read_bench_recipe(
     try:
         config = _build(tomllib.loads(path.read_text()))
         for method in config.known:  # so that a bad value is found before the first cell
-            if METHODS[method.partition("/")[0]].settings != "fits" or "/" in method:
+            if METHODS[method.partition("/")[0]].settings not in BY_NAME or "/" in method:
                 config.settings(method)
     except (tomllib.TOMLDecodeError, TypeError, AttributeError) as error:
         raise UsageError(
@@ -218,7 +226,10 @@ def _build(values: dict[str, Any]) -> BenchConfig:
             todo="Correct the recipe.",
         )
     fits = {name: fit_settings(name, given) for name, given in values.get("fits", {}).items()}
-    return BenchConfig(**{**values, **built, "fits": fits})
+    hybrids = {
+        name: hybrid_settings(name, given) for name, given in values.get("hybrids", {}).items()
+    }
+    return BenchConfig(**{**values, **built, "fits": fits, "hybrids": hybrids})
 
 
 def fit_settings(name: str, values: dict[str, Any]) -> FitConfig:
@@ -231,12 +242,33 @@ def fit_settings(name: str, values: dict[str, Any]) -> FitConfig:
     Raises:
         UsageError: there is no such learner.
     """
-    if name not in LEARNERS:
+    return FitConfig(**_by_name(name, values, "fits", LEARNERS), method=name)
+
+
+def hybrid_settings(name: str, values: dict[str, Any]) -> HybridConfig:
+    """A hybrid's settings, likewise.
+
+    Args:
+        name: of the hybrid.
+        values: fields of `HybridConfig`.
+
+    Raises:
+        UsageError: there is no such hybrid.
+    """
+    method = name.removeprefix("hybrid_")
+    return HybridConfig(**_by_name(name, values, "hybrids", HYBRIDS), method=method)
+
+
+def _by_name(
+    name: str, values: dict[str, Any], place: str, known: tuple[str, ...]
+) -> dict[str, Any]:
+    if name not in known:
         raise UsageError(
-            expected=f"[fits.NAME] of a learner: {', '.join(LEARNERS)}",
+            expected=f"[{place}.NAME] of a learner: {', '.join(known)}",
             found=name,
             todo="Correct the recipe.",
         )
     batch = values.get("expected_batch", FitConfig.expected_batch)
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return FitConfig(**{**given, "method": name, "size": batch})
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()} | {
+        "size": batch
+    }

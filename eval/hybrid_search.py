@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import secrets
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -23,19 +21,17 @@ from torch import Tensor
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.errors import UsageError
+from hyperdp.eval.hybrids import HybridConfig, hybrid_once
 from hyperdp.eval.study import (
     held_out_loss,
     lora_weights,
     release_once,
     released_weights,
-    to_records,
 )
 from hyperdp.hybrid_table import HybridCell
-from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights, pick
 from hyperdp.private.finetune import FinetuneConfig
-from hyperdp.private.learners.config import FitConfig, Pace
-from hyperdp.private.learners.hybrid import fit_hybrid
+from hyperdp.private.learners.config import Pace
 
 Progress = Callable[[int, int], None]
 ONE_SHOT = "one-shot"
@@ -296,28 +292,16 @@ def _refined(
     pace: Pace | None,
 ) -> Weights:
     """The adapter of one hybrid by the real code path, with a ledger of its own."""
-    config = FitConfig(
+    config = HybridConfig(
         method=method,
         size=len(images),
         expected_batch=min(setting.expected_batch, len(images)),
         steps=setting.steps,
         clip_norm=setting.clip_norm,
         lr=setting.lr,
+        fraction=fraction,
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        made = fit_hybrid(
-            lambda: to_records(images),
-            bundle=bundle,
-            config=config,
-            fraction=fraction,
-            budget=budget,
-            ledger=Ledger(Path(scratch) / "ledger.db"),
-            out=Path(scratch) / "out",
-            dataset=f"study {secrets.token_hex(16)}",  # a dataset has one ledger, and this is new
-            allow_weak_delta=True,
-            pace=pace,
-        )
-    return made.fit.weights
+    return hybrid_once(bundle, images, config, budget, pace=pace)
 
 
 def _key(of: dict[str, Any]) -> str:

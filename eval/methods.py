@@ -27,6 +27,9 @@ class Method:
 LEARNERS = tuple(STEP_RULES)
 """Step-trained learners; a recipe has their settings in `fits`, by name."""
 
+HYBRIDS = tuple(f"hybrid_{name}" for name in ("dpsgd", "prism"))
+"""A release and steps from its adapter; a recipe has their settings in `hybrids`, by name."""
+
 METHODS: dict[str, Method] = {
     "floor": Method(needs="set"),
     "base": Method(needs="set"),
@@ -42,5 +45,6 @@ METHODS: dict[str, Method] = {
     "nearest": Method(needs="budget", settings="nearest"),
     "evolution": Method(needs="budget", settings="evolution"),
     **{name: Method(needs="budget", settings="fits") for name in LEARNERS},
+    **{name: Method(needs="budget", settings="hybrids") for name in HYBRIDS},
 }
 """In the order of a table: references, controls, what reads public data alone, private methods."""

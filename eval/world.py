@@ -19,9 +19,10 @@ from hyperdp.eval.bench_recipe import BenchConfig, at_size
 from hyperdp.eval.cells import Cell
 from hyperdp.eval.digit_classifier import DigitClassifier, train_classifier
 from hyperdp.eval.features import EfficientNetLite0, Features, extract
+from hyperdp.eval.hybrids import hybrid_once
 from hyperdp.eval.kept_pictures import COLUMNS, Keep
 from hyperdp.eval.measure import read_reference
-from hyperdp.eval.methods import LEARNERS, METHODS
+from hyperdp.eval.methods import HYBRIDS, LEARNERS, METHODS
 from hyperdp.eval.metrics.fid import fid, kid
 from hyperdp.eval.nearest import nearest_weights
 from hyperdp.eval.private_sets import PrivateSet, load_private_set
@@ -161,6 +162,9 @@ class World:
         if method in LEARNERS:
             config = at_size(settings, len(images))
             weights = fit_once(bundle, images, config, budget, progress=progress)
+        elif method in HYBRIDS:
+            hybrid = at_size(settings, len(images))
+            weights = hybrid_once(bundle, images, hybrid, budget, progress=progress)
         else:
             made = self._release(cell, images, budget)
             weights = pick(self.read(method, made, settings, progress), 0)
