@@ -1,9 +1,10 @@
 """Which variant of a method a table takes: the best on public tasks, by a rule fixed beforehand.
 
 Variants are measured by a recipe of their own on public tasks. What a cell (n, ε) of a table takes
-is the variant of least mean loss, over tasks and seeds, at the measured cell of the nearest n·ε:
-the signal of a sum over n units against noise of a given ε grows with n·ε. Ties in n·ε go to the
-nearest n. Images without an adapter have no loss and are chosen by KID.
+is the variant of least mean KID, over tasks and seeds, at the measured cell of the nearest n·ε: the
+signal of a sum over n units against noise of a given ε grows with n·ε. Ties in n·ε go to the nearest
+n. Where a recipe draws no images (`sampling.count = 0`) the held-out loss takes KID's place; the two
+need not agree, as noise in the weights that hardly moves the loss can spoil what is drawn.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from hyperdp.errors import UsageError
 from hyperdp.eval.bench_recipe import BenchConfig, read_bench_recipe
 from hyperdp.eval.results import RESULTS, Row, read_rows
 
-CHOSEN_BY = ("loss", "kid")
+CHOSEN_BY = ("kid", "loss")
 
 
 @dataclass(frozen=True, kw_only=True)
