@@ -3,7 +3,7 @@
 Variants are measured by a recipe of their own on public tasks. What a cell (n, ε) of a table takes
 is the variant of least mean KID, over tasks and seeds, at the measured cell of the nearest n·ε: the
 signal of a sum over n units against noise of a given ε grows with n·ε. Ties in n·ε go to the
-nearest n. Where a recipe draws no images (`sampling.count = 0`) the held-out loss takes KID's place;
+nearest n. Where a recipe draws no images (`sampling.count = 0`) the loss takes KID's place;
 the two need not agree, as noise in the weights that hardly moves the loss can spoil what is drawn.
 """
 
