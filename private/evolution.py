@@ -38,7 +38,7 @@ from hyperdp.ledger import Ledger
 from hyperdp.mechanism import FRACTIONAL_BITS, STEPS_PER_UNIT, Calibration
 from hyperdp.private.embed import check_independence, weights_hash
 from hyperdp.private.records import Record
-from hyperdp.private.released import SignalWarning, new_folder
+from hyperdp.private.released import SignalWarning, check_public_delta, new_folder
 from hyperdp.private.variation import vary
 from hyperdp.private.voters import Voters, embed_all, on_lattice
 from hyperdp.vote_certificate import IMAGES_FILE, VoteCertificate
@@ -147,6 +147,7 @@ def evolve(
         candidates=config.candidates, iterations=config.iterations, adjacency=budget.adjacency
     )
     calibration = spec.calibrate(budget)
+    check_public_delta(budget.delta, allow=allow_weak_delta)
     check_independence(bundle)
     _flow_base(bundle)  # refused before anything is spent
     encoder_hash = weights_hash(bundle.encoder)

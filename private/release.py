@@ -17,7 +17,7 @@ from hyperdp.private.aggregate import Aggregator, aggregate, check_classes
 from hyperdp.private.embed import check_independence, weights_hash
 from hyperdp.private.records import AnyRecord
 from hyperdp.private.release_bundle import ReleaseBundle
-from hyperdp.private.released import Release, SignalWarning, new_folder
+from hyperdp.private.released import Release, SignalWarning, check_public_delta, new_folder
 
 __all__ = ["Release", "SignalWarning", "release"]
 
@@ -60,10 +60,12 @@ def release(
 
     Raises:
         BudgetRefusedError: the ledger refuses.
-        UsageError: bad arguments, a ledger or folder that cannot be written, or δ >= 1 / n̂.
+        UsageError: bad arguments, a ledger or folder that cannot be written, or δ >= 1 / n̂;
+            δ > 0.1 before anything is spent.
         DataError: the records cannot be read or are not what `classes` and `budget.unit` say.
         BundleError: an embedding depends on other records, or the encoder's weights changed.
     """
+    check_public_delta(budget.delta, allow=allow_weak_delta)
     names = check_classes(classes)
     spec = MechanismSpec(
         embedding_dim=bundle.config.embed_dim,

@@ -25,6 +25,30 @@ class SignalWarning(UserWarning):
     """The noise drowns whatever the release can say, or its δ is weak."""
 
 
+MOST_DELTA = 0.1  # public, and above 1 / n of any dataset that a release says something of
+
+
+def check_public_delta(delta: float, *, allow: bool) -> None:
+    """Refuse, before anything is spent, a δ that no number of units could make a promise.
+
+    Whether a smaller one is below 1 / n can only be told from the noisy count, when the budget is
+    spent.
+
+    Args:
+        delta: of the budget.
+        allow: take it all the same.
+
+    Raises:
+        UsageError: δ > 0.1.
+    """
+    if delta > MOST_DELTA and not allow:
+        raise UsageError(
+            expected=f"delta well below 1 / number of units, and {MOST_DELTA:g} at most",
+            found=f"delta={delta:g}, which allows one unit to be published outright",
+            todo="Nothing is spent. Use a delta such as 1e-5, or --allow-weak-delta.",
+        )
+
+
 def mean_and_noise(
     sums: NDArray[np.int64], counts: NDArray[np.int64], spec: MechanismSpec, sigma: float
 ) -> tuple[Tensor, Tensor]:
@@ -126,8 +150,9 @@ class Release:
                 raise UsageError(
                     expected=f"delta < 1 / (noisy number of units) = {1 / units:.1e}",
                     found=f"delta={delta:g}, which allows one unit to be published outright",
-                    todo="The budget is spent and the release was dropped. Make the next one with "
-                    "a smaller delta, or with --allow-weak-delta.",
+                    todo="The budget is spent and the release was dropped. The next one, with a "
+                    "smaller delta or with --allow-weak-delta, needs a larger cap first (`hyperdp "
+                    "ledger set-cap`).",
                 )
             warnings.warn(
                 f"delta={delta:g} is not below 1/n = {1 / units:.1e}: a weak promise",

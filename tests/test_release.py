@@ -290,6 +290,14 @@ def test_a_weak_delta_is_refused_after_noise_unless_allowed(make, ledger, tmp_pa
     assert left_over(tmp_path) == {"out"}
 
 
+def test_a_delta_that_no_size_could_excuse_spends_nothing(make, ledger, tmp_path):
+    for delta in (0.5, 0.11):
+        with pytest.raises(UsageError, match="Nothing is spent"):
+            make(records(100), PrivacyBudget(epsilon=1.0, delta=delta))
+    assert left_over(tmp_path) == set()
+    assert kinds(ledger) == []
+
+
 @pytest.mark.parametrize(
     ("noisy_count", "warned"), [(-3, True), (8, True), (25, True), (60, False)]
 )

@@ -65,8 +65,10 @@ def show_command(dataset: Dataset, ledger: o.LedgerFile = None, as_json: o.AsJso
 @app.command("set-cap")
 def set_cap_command(
     dataset: Dataset,
-    epsilon: o.Epsilon,
-    delta: o.Delta,
+    epsilon: Annotated[
+        float, typer.Option("--epsilon", "-e", help="ε of all releases of the dataset together.")
+    ],
+    delta: Annotated[float, typer.Option("--delta", "-d", help="δ of all of them together.")],
     adjacency: o.AdjacencyName = "add-remove",
     unit: UnitName = "record",
     ledger: o.LedgerFile = None,

@@ -58,6 +58,8 @@ def plan_command(
     """Foretell the recovered gain from public validation tasks alone; nothing private is read.
 
     Recovered gain: 0 is the bundle's base model, 1 is non-private LoRA on all records.
+    Needs a forecast beside the bundle (`hyperdp pretrain forecast`, hours); the shipped ones have
+    none yet.
 
     Example: hyperdp plan --bundle glyphs --n 500 --epsilon 0.2,1,8 -o plan.png
     """

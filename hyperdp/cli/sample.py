@@ -44,7 +44,7 @@ def sample_command(
     from hyperdp.bundle import load_bundle
     from hyperdp.errors import UsageError
     from hyperdp.images import save_grid, save_images
-    from hyperdp.lora import attach_peft
+    from hyperdp.lora import attach_peft, load_peft
 
     loaded = load_bundle(bundle)
     if (adapter / "adapter_config.json").is_file():
@@ -63,6 +63,15 @@ def sample_command(
             found=str(out),
             todo="Choose another --out; images are never overwritten.",
         )
+    known = {name for name, _ in loaded.base.model.named_modules()}
+    for source in sources.values():
+        if foreign := sorted(set(load_peft(source)) - known):
+            raise UsageError(
+                expected=f"an adapter of the bundle {loaded.name!r}",
+                found=f"{source}, which is of another model: {foreign[0]} is no part of this one",
+                todo="Name the adapter's bundle with --bundle. What an adapter of a language model "
+                "writes, `transformers` and `peft` show; see README, `Your own texts`.",
+            )
     written = {}
     with counting_bar() as bar:
         for name, source in sources.items():
