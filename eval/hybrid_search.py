@@ -8,7 +8,6 @@ written down as soon as it is done, so a run that was killed loses one at most.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -22,6 +21,7 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.errors import UsageError
 from hyperdp.eval.hybrids import HybridConfig, hybrid_once
+from hyperdp.eval.notebook import Notebook
 from hyperdp.eval.study import (
     held_out_loss,
     lora_weights,
@@ -141,32 +141,6 @@ def read_search(values: dict[str, Any]) -> HybridSearch:
         ) from error
 
 
-class _Notebook:
-    """Losses by what they are of, in a JSONL file whose first line says what was asked."""
-
-    def __init__(self, path: Path, what: dict[str, Any]) -> None:
-        self._path, self._what = path, json.loads(json.dumps(what))
-        self._losses: dict[str, float] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        rows = [json.loads(line) for line in lines]
-        if rows and rows[0] == self._what:
-            self._losses = {_key(row["of"]): row["loss"] for row in rows[1:]}
-
-    def loss(self, of: dict[str, Any], measure: Callable[[], float]) -> float:
-        """The loss noted of something, measured now where none is."""
-        key = _key(of)
-        if key not in self._losses:
-            self._losses[key] = measure()
-            rows = [{"of": json.loads(k), "loss": v} for k, v in self._losses.items()]
-            draft = self._path.with_suffix(".tmp")
-            draft.write_text(
-                "".join(json.dumps(row) + "\n" for row in [self._what, *rows]), encoding="utf-8"
-            )
-            draft.replace(self._path)
-        return self._losses[key]
-
-
 def search_hybrid(
     bundle: Bundle,
     tasks: Mapping[str, Callable[[], Tensor]],
@@ -193,7 +167,7 @@ def search_hybrid(
     Raises:
         UsageError: no task that LoRA gains anything on.
     """
-    book = _Notebook(notes, {"bundle": bundle.hash, "search": dataclasses.asdict(search)})
+    book = Notebook(notes, {"bundle": bundle.hash, "search": dataclasses.asdict(search)})
     measured: list[dict[Trial, float]] = []
     trials = list(search.trials())
     done = 0
@@ -302,7 +276,3 @@ def _refined(
         fraction=fraction,
     )
     return hybrid_once(bundle, images, config, budget, pace=pace)
-
-
-def _key(of: dict[str, Any]) -> str:
-    return json.dumps(of, sort_keys=True)

@@ -16,10 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
-from sklearn.pipeline import make_pipeline
 from torch import Tensor
 
 from hyperdp.budget import PrivacyBudget
@@ -29,7 +26,8 @@ from hyperdp.eval.metrics.divergence import mauve
 from hyperdp.eval.results import Row, read_rows, to_markdown
 from hyperdp.eval.study import Progress
 from hyperdp.eval.text_bench import open_text_bundle
-from hyperdp.eval.text_recipe import TextClassifierConfig, TextLabelsConfig
+from hyperdp.eval.text_classifier import classify
+from hyperdp.eval.text_recipe import TextLabelsConfig
 from hyperdp.eval.text_sets import LabelledTextSet, load_labelled_set
 from hyperdp.eval.text_study import (
     document_losses,
@@ -49,7 +47,6 @@ from hyperdp.text_bundle import TextBundle
 METRICS = ("accuracy", "accuracy_zero_shot", "mauve")
 REFERENCES = ("real", "lora")  # of n documents, without privacy
 METHODS = ("base", *REFERENCES, "hyper", "reweighted", "dpsgd")
-CLASSIFIER_STEPS = 1000  # at most, of the solver; it stops where it has converged
 
 
 def label_cells(config: TextLabelsConfig, sizes: dict[str, int]) -> Iterator[Cell]:
@@ -206,33 +203,6 @@ def zero_shot_accuracy(losses: NDArray[np.float64], truth: NDArray[np.int64]) ->
     best = losses == losses.min(0)  # [L, N]
     share = best[truth, np.arange(len(truth))] / best.sum(0)  # [N]
     return float(np.mean([share[truth == c].mean() for c in range(len(losses))]))
-
-
-def classify(
-    texts: Sequence[str],
-    labels: NDArray[np.int64],
-    asked: Sequence[str],
-    config: TextClassifierConfig,
-) -> NDArray[np.int64]:
-    """Classes of documents, by logistic regression on the TF-IDF features of others.
-
-    Args:
-        texts: N documents.
-        labels: [N]; classes weigh the same whatever their sizes.
-        asked: M documents.
-        config: see `TextClassifierConfig`.
-
-    Returns:
-        [M].
-    """
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, config.words)),
-        LogisticRegression(
-            C=config.strength, class_weight="balanced", max_iter=CLASSIFIER_STEPS, random_state=0
-        ),
-    )
-    found: NDArray[np.int64] = model.fit(list(texts), labels).predict(list(asked))
-    return found
 
 
 def row_base(config: TextLabelsConfig, bundle: TextBundle, method: str) -> str:
