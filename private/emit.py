@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hyperdp.bundle import Bundle
+from hyperdp.certificate import CERTIFICATE_FILE
 from hyperdp.drift import Measured
 from hyperdp.errors import BundleError, UsageError
 from hyperdp.families import FAMILIES
@@ -105,7 +105,6 @@ def emit_adapter(
         BundleError: the release was made with another bundle.
         UsageError: `out` holds files already.
     """
-    source = None if isinstance(release, Release) else Path(release)
     loaded = release if isinstance(release, Release) else Release.load(Path(release))
     if loaded.certificate.bundle_hash != bundle.hash:
         raise BundleError(
@@ -127,8 +126,7 @@ def emit_adapter(
     part = "" if family is None else family.lora_part
     for group, target in enumerate(folders):
         save_peft(pick(weights, group), target, base_name=bundle.name, pipeline_part=part)
-    if source is not None:
-        shutil.copyfile(source / "certificate.json", folder / "certificate.json")
+    (folder / CERTIFICATE_FILE).write_bytes(loaded.certificate.to_bytes())
     return folders
 
 

@@ -25,6 +25,10 @@ class SignalWarning(UserWarning):
     """The noise drowns whatever the release can say, or its δ is weak."""
 
 
+# Below it a class's mean is too vague for an adapter of its own: with 50 units a class at ε = 1
+# (1.6), what such adapters drew took away from public records, with 200 (6.6) it did not
+# (`labelled-quick` in docs/benchmarks.md).
+CLASS_SIGNAL = 3.0
 MOST_DELTA = 0.1  # public, and above 1 / n of any dataset that a release says something of
 
 
@@ -132,8 +136,13 @@ class Release:
             C / (noise std of the mean · √k): the norm of a mean on which all units agree, over the
             expected norm of its noise.
         """
+        return float(self.class_signals().max())
+
+    def class_signals(self) -> NDArray[np.float64]:
+        """Best signal-to-noise ratio of each class, float64 [L]; see `signal_to_noise`."""
         c = self.certificate
-        return float(c.clip_norm / (self.mean_noise_std().min() * c.embedding_dim**0.5))
+        noise = self.mean_noise_std().double().numpy() * c.embedding_dim**0.5
+        return np.asarray(c.clip_norm / noise, dtype=np.float64)
 
     def judge(self, *, allow_weak_delta: bool) -> None:
         """Warn of a release that is nearly all noise, and refuse one whose δ promises little.
@@ -165,6 +174,16 @@ class Release:
                 f"signal-to-noise ratio of the mean is at most {ratio:.2g} by a noisy count of "
                 f"{units:.3g} ± {doubt:.2g}: too few units for this budget; expect little more "
                 "than the bundle's own average",
+                SignalWarning,
+                stacklevel=3,
+            )
+        elif self.classes is not None and (self.class_signals() < CLASS_SIGNAL).any():
+            signals = zip(self.classes, self.class_signals(), strict=True)
+            vague = [name for name, signal in signals if signal < CLASS_SIGNAL]
+            warnings.warn(
+                f"the mean is vague (signal-to-noise ratio below {CLASS_SIGNAL:g}) of "
+                f"{len(vague)} of {len(self.classes)} classes: {', '.join(vague[:10])}. What their "
+                "adapters draw may be worth less than public records of the class",
                 SignalWarning,
                 stacklevel=3,
             )

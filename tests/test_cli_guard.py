@@ -62,6 +62,8 @@ def test_emit_tells_whether_the_data_is_foreign(
     assert "was not judged" in capsys.readouterr().out
     guard = _guard_about(bundle, made)
     guard.save(bundle.path)
+    assert run([*words, str(tmp_path / "near")]) == 0
+    assert "--invert" not in capsys.readouterr().out
     assert run([*words, str(tmp_path / "b"), "--json"]) == 0
     judged = json.loads(capsys.readouterr().out)["guard"]
     assert not judged["flagged"] and judged["p_value"] > 0.05
@@ -74,7 +76,8 @@ def test_emit_tells_whether_the_data_is_foreign(
         calibration=guard.calibration + 0.9,
     ).save(bundle.path)
     assert run([*words, str(tmp_path / "c")]) == 0
-    assert "Unlike the public data" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Unlike the public data" in said and "hyperdp release --invert" in said
     dataclasses.replace(guard, bundle_hash="cd" * 32).save(bundle.path)
     assert run([*words, str(tmp_path / "d")]) == 2
     assert not (tmp_path / "d").exists()  # nothing is written where the guard cannot be read

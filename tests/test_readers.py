@@ -75,6 +75,16 @@ def test_one_image_and_mixed_sizes_and_modes(tmp_path):
     assert [record.image.shape for record in records] == [SHAPE] * 4
 
 
+def test_what_file_managers_leave_is_no_record_whatever_is_in_it(tmp_path):
+    write_folder(tmp_path)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+        (tmp_path / "d" / name).write_bytes(b"no image")
+    picture(9).save(tmp_path / "d" / "thumbs.db.png")
+    picture(9).save(tmp_path / "d" / "Thumbs.png")
+    assert open_dataset(tmp_path / "d", image_shape=SHAPE).listed() == 6
+    assert len(list(open_dataset(tmp_path / "d", image_shape=SHAPE).records())) == 6
+
+
 def test_a_loop_of_links_ends(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "d" / "again").symlink_to(tmp_path / "d")

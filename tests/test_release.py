@@ -312,6 +312,24 @@ def test_too_few_units_are_a_warning_and_enough_are_none(make, noisy_count, warn
     assert [w.category for w in caught] == [SignalWarning] * warned
 
 
+@pytest.mark.parametrize(("noisy", "vague"), [((60, 60), False), ((60, 20), True), ((8, -5), None)])
+def test_classes_too_small_for_an_adapter_of_their_own_are_named(make, noisy, vague):
+    """ε = 1: 11 units of a class are as loud as the noise, so its ratio is 3 at some 33."""
+    made = make(records(400, classes=2), ONE, classes=["0", "1"])
+    steps = np.array(noisy) * made.certificate.spec.count_bound
+    made = dataclasses.replace(made, counts=steps)
+    ratios = made.class_signals()
+    assert ratios.argmax() == 0 and ratios[0] == pytest.approx(made.signal_to_noise())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made.judge(allow_weak_delta=False)
+    said = " ".join(str(w.message) for w in caught)
+    if vague is None:  # too few in all, which is said instead
+        assert "too few units" in said and "vague" not in said
+    else:
+        assert ("1 of 2 classes: 1." in said) == vague == bool(said)
+
+
 # --- what can leave ------------------------------------------------------------------------------
 
 

@@ -20,6 +20,13 @@ NOT_JUDGED = (
     "(`hyperdp pretrain forecast` makes it)."
 )
 
+POLARITY = {
+    False: "If the records are dark ink on white paper: the bundle knows light on dark, and they "
+    "want `hyperdp release --invert`, which spends anew.",
+    True: "They were released with --invert, which is for dark ink on white paper; light ink on "
+    "dark wants none.",
+}
+
 PublicRecords = Annotated[
     str | None,
     typer.Option(
@@ -46,11 +53,13 @@ class Emitted:
         folders: the PEFT directories.
         finding: the guard's; None where the bundle has no calibration data.
         next_step: what to do with them, in a sentence.
+        inverted: whether dark was made light in the records; None for texts.
     """
 
     folders: list[Path]
     finding: Finding | None
     next_step: str
+    inverted: bool | None
 
     def facts(self) -> dict[str, Any]:
         """Values for `--json`."""
@@ -62,6 +71,8 @@ class Emitted:
         for folder in self.folders:
             typer.echo(f"adapter in {folder}")
         typer.echo(NOT_JUDGED if self.finding is None else self.finding.sentence())
+        if self.finding is not None and self.finding.flagged and self.inverted is not None:
+            typer.echo(POLARITY[self.inverted])
         typer.echo(self.next_step)
 
 
@@ -121,18 +132,22 @@ def emit(
     """
     from hyperdp.cli._bars import counting_bar
     from hyperdp.private.emit import emit_adapter, judge_release
+    from hyperdp.private.release import Release
     from hyperdp.private.reweight import adapt_on_public, usual_config
+    from hyperdp.text_bundle import TextBundle
 
-    finding, told = judge_release(release, bundle), next_step(bundle, out)
+    loaded = Release.load(release)
+    finding, told = judge_release(loaded, bundle), next_step(bundle, out)
+    inverted = None if isinstance(bundle, TextBundle) else loaded.certificate.inverted
     if public is None:
-        folders = emit_adapter(release, bundle, out)
-        return Emitted(folders=folders, finding=finding, next_step=told)
+        folders = emit_adapter(loaded, bundle, out)
+        return Emitted(folders=folders, finding=finding, next_step=told, inverted=inverted)
     config = usual_config(bundle)
     config = dataclasses.replace(config, steps=config.steps if steps is None else steps)
     with counting_bar() as bar:
         task = bar.add_task("training on public records", total=config.steps)
         folders = emit_adapter(
-            release,
+            loaded,
             bundle,
             out,
             read=lambda own, mean, noise_std: adapt_on_public(
@@ -144,4 +159,4 @@ def emit(
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             ),
         )
-    return Emitted(folders=folders, finding=finding, next_step=told)
+    return Emitted(folders=folders, finding=finding, next_step=told, inverted=inverted)

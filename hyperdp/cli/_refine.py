@@ -48,6 +48,7 @@ def refine(
     from hyperdp.private.emit import judge_release
     from hyperdp.private.learners.config import Pace
     from hyperdp.private.learners.hybrid import fit_hybrid
+    from hyperdp.text_bundle import TextBundle
 
     assert settled.config is not None  # noqa: S101  # f > 0
     if request.classes is not None:
@@ -81,6 +82,7 @@ def refine(
         folders=[out / "adapter"],
         finding=judge_release(request.out, bundle),
         next_step=next_step(bundle, out / "adapter"),
+        inverted=None if isinstance(bundle, TextBundle) else request.invert,
     )
     facts = (
         first

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
 )
+
+from hyperdp.cli._bars import PublicProgress
 
 
 def demo_command(
@@ -68,7 +69,7 @@ def demo_command(
         TimeElapsedColumn(),
     )
     began = time.monotonic()
-    with Progress(*columns, console=console) as bar:
+    with PublicProgress(*columns, console=console) as bar:
 
         def finish() -> None:
             for task in bar.task_ids:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from hyperdp.cli import _options as o
-from hyperdp.cli._bars import counting_bar
+from hyperdp.cli._bars import steps_bar
 
 _LOOP_PANEL = "The iterations: public, and chosen before anything of this dataset was released"
 
@@ -98,9 +98,9 @@ def evolve_command(
         invert=invert,
     )
     opened.check()
-    with counting_bar() as bar, warnings.catch_warnings(record=True) as caught:
+    with steps_bar("iteration") as bar, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SignalWarning)
-        task = bar.add_task("iterations", total=iterations)
+        task = bar.add_task("iterations", total=iterations, epsilon=epsilon)
         made = evolve(
             opened.records(),
             bundle=loaded,

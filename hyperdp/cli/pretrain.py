@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from hyperdp.cli._average import average_command
+from hyperdp.cli._bars import PublicProgress
 from hyperdp.cli._forecast import forecast_command
 from hyperdp.cli._hybrid import hybrid_command
 from hyperdp.cli._images import fashion_command, images_command
@@ -41,7 +41,7 @@ def corpus_command() -> None:
     from hyperdp.pretrain import corpus
 
     console = Console(stderr=True)
-    with Progress(console=console) as bar:
+    with PublicProgress(console=console) as bar:
         task = bar.add_task("rendering faces", total=None)
         found = corpus.open_corpus(
             lambda done, total: bar.update(task, completed=done, total=total)
@@ -148,7 +148,7 @@ def public_command(
     from hyperdp.pretrain.tasks import draw_public
 
     console = Console(stderr=True)
-    with Progress(console=console) as bar:
+    with PublicProgress(console=console) as bar:
         task = bar.add_task("drawing", total=records)
         images = draw_public(
             open_corpus(),

@@ -13,13 +13,16 @@ from hyperdp.private.readers.rows import Columns, Row, pick
 
 FOLDER_COLUMN = "folder"
 HUGGING_FACE = {"state.json", "dataset_info.json"}
+LEFT_BY_SYSTEMS = frozenset(
+    {"thumbs.db", "ehthumbs.db", "desktop.ini"}
+)  # in lower case; no records
 BESIDE_TABLES = {"README.md", "_SUCCESS", "dataset_infos.json"}  # what tools leave there
 
 FolderKind: TypeAlias = Literal["files", "parquet", "hugging face"]
 
 
 class FolderRows:
-    """Every file under a folder is a record, but for hidden ones.
+    """Every file under a folder is a record, but for hidden ones and what a file manager leaves.
 
     The first-level sub-folder's name is the one column there is, `folder`: a class or a user.
 
@@ -103,7 +106,10 @@ def kind_of(folder: Path, given: Path) -> FolderKind:
 
 
 def list_files(root: Path) -> list[Path]:
-    """List the files under a folder, links followed, hidden ones and loops left out.
+    """List the files under a folder, links followed; hidden ones and loops left out.
+
+    So are the files of `LEFT_BY_SYSTEMS`: by their names alone, whatever is in them, so that each
+    file is a record or not by itself.
 
     Args:
         root: the folder.
@@ -123,8 +129,12 @@ def list_files(root: Path) -> list[Path]:
             continue
         entered.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if _may_be_record(name)]
     return sorted(found)
+
+
+def _may_be_record(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in LEFT_BY_SYSTEMS
 
 
 def _refuse(error: OSError) -> None:
