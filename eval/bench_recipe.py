@@ -15,7 +15,7 @@ from hyperdp.eval.hybrids import HybridConfig
 from hyperdp.eval.methods import HYBRIDS, LEARNERS, METHODS
 from hyperdp.eval.nearest import NearestConfig
 from hyperdp.eval.study import SamplingConfig
-from hyperdp.private.evolution import EvolutionConfig
+from hyperdp.private.evolution_config import EvolutionConfig
 from hyperdp.private.finetune import FinetuneConfig
 from hyperdp.private.inversion import InversionConfig
 from hyperdp.private.learners.config import FitConfig

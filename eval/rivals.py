@@ -15,7 +15,8 @@ from hyperdp.bundle import Bundle
 from hyperdp.eval.study import Progress, to_records
 from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights
-from hyperdp.private.evolution import EvolutionConfig, evolve
+from hyperdp.private.evolution import evolve
+from hyperdp.private.evolution_config import EvolutionConfig
 from hyperdp.private.finetune import FinetuneConfig, finetune_all
 from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.learners.fit import fit

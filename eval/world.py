@@ -41,7 +41,7 @@ from hyperdp.eval.study import (
 from hyperdp.eval.tuning import Tuning
 from hyperdp.library import Library
 from hyperdp.lora import Weights, pick
-from hyperdp.private.evolution import EvolutionConfig
+from hyperdp.private.evolution_config import EvolutionConfig
 from hyperdp.private.inversion import InversionBundle, conditioned
 from hyperdp.private.release import Release
 from hyperdp.private.reweight import adapt_on_public

@@ -13,7 +13,8 @@ from hyperdp.families import family_class
 from hyperdp.family import Family
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.fitting import fit
-from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.loop import Loop
+from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.world import GlyphWorld, World
 from hyperdp.processes import processes
 

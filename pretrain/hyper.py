@@ -23,7 +23,8 @@ from hyperdp.pretrain.checkpoint import load_average
 from hyperdp.pretrain.conditioning import Conditioning
 from hyperdp.pretrain.foretell import Foretell
 from hyperdp.pretrain.hyper_step import HyperStep
-from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.loop import Loop
+from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.provenance import training_record
 from hyperdp.pretrain.validation import Validation
 from hyperdp.pretrain.world import GlyphWorld, World

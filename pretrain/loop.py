@@ -7,12 +7,10 @@ processes divide them, so that the shares and what they draw do not depend on ho
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -28,45 +26,10 @@ from rich.progress import (
 from torch import Tensor, nn
 
 from hyperdp.pretrain.checkpoint import CHECKPOINT, Training, cut_log
+from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.shares import make_accelerator, own_shares, threads
 
 Step = Callable[[torch.Generator, int], tuple[Tensor, dict[str, float]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """How long and how fast to train.
-
-    Attributes:
-        steps: optimiser steps in all.
-        lr: peak learning rate. warmup: steps of linear warm-up; then cosine to `lr_end` × lr.
-        ema: decay of the weight average, ramped up as (1 + t) / (10 + t).
-        clip: norm that gradients are clipped to.
-        checkpoint_every, validate_every, log_every: steps.
-        bf16: bfloat16 autocast of the forward pass.
-        workers: shares of every step. Several processes divide them; in one process each share
-            has a thread, with one operator thread apiece: small operators run faster side by side
-            than split between threads.
-        tracker: name of an accelerate tracker (`tensorboard`, …) that figures go to beside
-            `log.jsonl`; "" for none.
-        seed: of the public stage's randomness; no private path has one.
-    """
-
-    steps: int
-    lr: float = 1e-3
-    lr_end: float = 0.02
-    warmup: int = 100
-    weight_decay: float = 0.0
-    beta2: float = 0.99
-    ema: float = 0.999
-    clip: float = 1.0
-    checkpoint_every: int = 200
-    validate_every: int = 500
-    log_every: int = 100
-    bf16: bool = False
-    workers: int = 1
-    tracker: str = ""
-    seed: int = 0
 
 
 class Sampler(Protocol):
@@ -143,14 +106,6 @@ class Loop:
         if (folder / CHECKPOINT).is_file():
             self._resume()
 
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step (0-based)."""
-        c = self.config
-        if step < c.warmup:
-            return c.lr * (step + 1) / c.warmup
-        part = (step - c.warmup) / max(1, c.steps - c.warmup)
-        return c.lr * (c.lr_end + (1 - c.lr_end) * 0.5 * (1 + math.cos(math.pi * min(1.0, part))))
-
     def run(self, title: str) -> None:
         """Trains until `steps`; the averaged weights are in the module afterwards."""
         c = self.config
@@ -170,7 +125,7 @@ class Loop:
             while self.done < c.steps:
                 began = time.monotonic()
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.lr_at(self.done) * group["scale"]
+                    group["lr"] = self.config.lr_at(self.done) * group["scale"]
                 self.optimizer.zero_grad(set_to_none=True)
                 figures = self._gradients(workers)
                 norm = nn.utils.clip_grad_norm_(list(self.params.values()), c.clip)

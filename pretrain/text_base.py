@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hyperdp.pretrain import text_corpus as corpus_module
-from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.loop import Loop
+from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.text_corpus import TextCorpus
 from hyperdp.pretrain.text_tasks import TextRowSampler
 from hyperdp.text import DocumentTokenizer, train_tokenizer

@@ -19,7 +19,8 @@ from hyperdp.encoder import clip
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import adapters, describe_sites
 from hyperdp.pretrain import text_corpus as corpus_module
-from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.loop import Loop
+from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.provenance import training_record
 from hyperdp.pretrain.text_base import tokenise
 from hyperdp.pretrain.text_corpus import TextCorpus

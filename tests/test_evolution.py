@@ -15,7 +15,8 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.errors import BudgetRefusedError, DataError, UsageError, VerificationError
 from hyperdp.ledger import Ledger
 from hyperdp.mechanism import STEPS_PER_UNIT, Calibration
-from hyperdp.private.evolution import EvolutionConfig, evolve, survival
+from hyperdp.private.evolution import evolve, survival
+from hyperdp.private.evolution_config import EvolutionConfig
 from hyperdp.private.records import Record
 from hyperdp.private.variation import vary
 from hyperdp.private.voters import embed_all, on_lattice

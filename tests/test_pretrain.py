@@ -24,7 +24,8 @@ from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.faces import PRIVATE_SCRIPTS, RESERVED_SCRIPTS
 from hyperdp.pretrain.hyper import HyperConfig, train_hyper
 from hyperdp.pretrain.hyper_step import twin
-from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.loop import Loop
+from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.readable import readable
 from hyperdp.pretrain.recipe import open_recipe_corpus, read_recipe
 from hyperdp.pretrain.rows import RowSampler, records

@@ -29,7 +29,8 @@ from hyperdp.pretrain.__main__ import main
 from hyperdp.pretrain.checkpoint import CHECKPOINT
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.hyper import HyperConfig, train_hyper
-from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.loop import Loop
+from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.shares import make_accelerator, own_shares
 from hyperdp.pretrain.task_pool import TaskPool
 from hyperdp.pretrain.tasks import TaskMix, TaskSampler

@@ -22,7 +22,8 @@ from hyperdp.errors import UsageError
 from hyperdp.lora import adapters, attach_peft, describe_sites, load_peft
 from hyperdp.packages import FORTUNES
 from hyperdp.pretrain import smollm, text_hyper
-from hyperdp.pretrain.loop import Loop, LoopConfig
+from hyperdp.pretrain.loop import Loop
+from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.recipe import open_recipe_texts, read_recipe
 from hyperdp.pretrain.smollm import packed_model, unpack, unpack_smollm
 from hyperdp.pretrain.text_corpus import open_text_sample

@@ -72,7 +72,8 @@ def evolve_command(
     from hyperdp.bundle import load_bundle
     from hyperdp.images import save_images
     from hyperdp.ledger import Ledger
-    from hyperdp.private.evolution import EvolutionConfig, evolve
+    from hyperdp.private.evolution import evolve
+    from hyperdp.private.evolution_config import EvolutionConfig
     from hyperdp.private.readers import open_dataset
     from hyperdp.private.release import SignalWarning
 
