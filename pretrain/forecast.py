@@ -1,13 +1,13 @@
 """Makes the table of a forecast: ρ(z) on held-out public tasks, by noise level and number of units.
 
 What costs is non-private LoRA, the mark that gains are measured against; a task is written down as
-soon as it is done, so a run that was killed loses one task at most.
+soon as it is done, so a run that was killed loses one task at most, and several processes may share
+the tasks of one table.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from hyperdp.forecast import ForecastTable
 from hyperdp.guard import COUNT_WEIGHT
 from hyperdp.lora import Weights, adapters
 from hyperdp.pretrain.corpus import Corpus
+from hyperdp.pretrain.task_files import Figures, Progress, TaskFiles
 from hyperdp.pretrain.tasks import TaskMix, TaskSampler
 
-Progress = Callable[[int, int], None]
 LOSS_QUERIES = 256  # held-out records that the loss is taken on
 NonPrivate = Callable[[Tensor, int], Weights]
 """(records float32 [n, C, H, W], seed) → the adapter of LoRA without privacy."""
@@ -111,7 +111,7 @@ def measure_task(
     nonprivate: NonPrivate,
     measures: Mapping[str, Measure],
     seed: int,
-) -> dict[str, dict[str, Any]]:
+) -> Figures:
     """Every figure of one task.
 
     Args:
@@ -137,7 +137,7 @@ def measure_task(
             "public_mean": bundle.hypernetwork(bundle.public_mean[None], level),
         }
     weights["lora"] = nonprivate(pool, seed)
-    figures: dict[str, dict[str, Any]] = {
+    figures: Figures = {
         quantity: {name: measure(bundle, w, queries) for name, w in weights.items()}
         | {"hyper": [[0.0] * len(config.noise_std) for _ in config.units]}
         for quantity, measure in measures.items()
@@ -180,7 +180,7 @@ def make_tables(
         bundle: whose forecast it is.
         corpus: public; its validation split gives the tasks.
         config: see `ForecastConfig`.
-        folder: `tasks-KEY.jsonl` grows here by a line a task; KEY names bundle and settings.
+        folder: of finished tasks, see `TaskFiles`.
         nonprivate: trains LoRA on records; the same as the benchmark's.
         measures: quantity → measure.
         settings: of `nonprivate` and `measures`, so that other settings are measured anew.
@@ -192,41 +192,26 @@ def make_tables(
         "measures": sorted(measures),
         "settings": dict(settings),
     }
-    path = folder / f"tasks-{bundle.hash[:12]}-{'-'.join(sorted(measures))}.jsonl"
-    done = _read(path, what)
     sampler = TaskSampler(corpus, 1, config.mix)
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(config.tasks):
-        if index >= len(done):
-            seed = 1_000_003 * config.seed + index  # a task's own: the same however far a run came
-            records = max(config.units) + config.queries
-            images = sampler.draw(1, records, torch.Generator().manual_seed(seed))[0]
-            figures = measure_task(
-                bundle, images, config, nonprivate=nonprivate, measures=measures, seed=seed
-            )
-            done.append(figures)
-            lines = [json.dumps(line) + "\n" for line in (what, *done)]
-            path.with_suffix(".tmp").write_text("".join(lines), encoding="utf-8")
-            path.with_suffix(".tmp").replace(path)
-        if progress is not None:
-            progress(index + 1, config.tasks)
+
+    def measure(index: int) -> Figures:
+        seed = 1_000_003 * config.seed + index  # a task's own: the same whoever comes to it
+        records = max(config.units) + config.queries
+        images = sampler.draw(1, records, torch.Generator().manual_seed(seed))[0]
+        return measure_task(
+            bundle, images, config, nonprivate=nonprivate, measures=measures, seed=seed
+        )
+
+    done = TaskFiles(folder, what).fill(config.tasks, measure, progress)
     return [
         ForecastTable(
             quantity=quantity,
             noise_std=list(config.noise_std),
             units=list(config.units),
-            base=[task[quantity]["base"] for task in done[: config.tasks]],
-            public_mean=[task[quantity]["public_mean"] for task in done[: config.tasks]],
-            lora=[task[quantity]["lora"] for task in done[: config.tasks]],
-            hyper=[task[quantity]["hyper"] for task in done[: config.tasks]],
+            base=[task[quantity]["base"] for task in done],
+            public_mean=[task[quantity]["public_mean"] for task in done],
+            lora=[task[quantity]["lora"] for task in done],
+            hyper=[task[quantity]["hyper"] for task in done],
         )
         for quantity in measures
     ]
-
-
-def _read(path: Path, what: dict[str, Any]) -> list[dict[str, dict[str, Any]]]:
-    """The tasks that a run before has measured; none where its settings were others."""
-    if not path.is_file():
-        return []
-    first, *tasks = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return tasks if first == json.loads(json.dumps(what)) else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,12 @@ import pytest
 import torch
 
 from hyperdp.lora import Weights
+from hyperdp.pretrain import task_files
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.forecast import ForecastConfig, loss_measure, make_tables, released_mean
 from hyperdp.pretrain.foreign import draw_foreign
 from hyperdp.pretrain.guard import GuardConfig, make_guard
+from hyperdp.pretrain.task_files import TaskFiles
 from tests.worlds import tiny_bundle
 
 
@@ -44,6 +48,31 @@ def test_tables_go_on_after_a_kill_and_come_out_the_same(tmp_path: Path) -> None
     [table] = resumed
     assert table.lora == table.base  # {} is the base itself
     assert len({*np.ravel(table.hyper)}) == 12  # every cell is a figure of its own
+
+
+def test_processes_share_the_tasks_and_wait_for_one_another(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(task_files, "POLL", 0.01)
+    shared, made = TaskFiles(tmp_path, {"bundle": "a"}), []
+
+    def measure(index: int) -> dict:
+        made.append(index)
+        return {"loss": {"base": index}}
+
+    other = (shared.folder / "0001.lock").open("w")  # another process is at task 1
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(shared.fill, 3, measure)
+        while made != [0, 2]:
+            assert not waiting.done()
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.2)
+        assert made == [0, 2]
+        other.close()  # it was killed: its task is free again
+        figures = waiting.result(timeout=60)
+    assert made == [0, 2, 1] and [f["loss"]["base"] for f in figures] == [0, 1, 2]
+    assert TaskFiles(tmp_path, {"bundle": "a"}).fill(3, measure) == figures and len(made) == 3
+    TaskFiles(tmp_path, {"bundle": "b"}).fill(1, measure)
+    assert made[3:] == [0]  # figures of other settings do not count
 
 
 def test_a_released_mean_has_the_noise_and_the_noisy_divisor_of_a_release() -> None:

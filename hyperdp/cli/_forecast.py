@@ -38,13 +38,18 @@ def forecast_command(
         str, typer.Option(help="The public corpus: `glyphs`, or `sample`, which ships for tests.")
     ] = "glyphs",
     work: Annotated[
-        Path, typer.Option(help="Folder where finished tasks are kept, to go on after a kill.")
+        Path,
+        typer.Option(
+            help="Folder where finished tasks are kept: to go on after a kill, and to be shared by "
+            "several processes."
+        ),
     ] = Path("runs/forecast"),
     seed: Annotated[int, typer.Option(help="Of the draws of public tasks.")] = 0,
 ) -> None:
     """Measure a bundle on held-out public tasks, once, for `plan`, the guard and `drift`.
 
-    Both files name the bundle by its hash and are refused beside any other bundle.
+    Both files name the bundle by its hash and are refused beside any other bundle. Several
+    processes with one --work share the tasks between them; all but one want --no-guard.
 
     Example: hyperdp pretrain forecast glyphs
     """
