@@ -21,6 +21,7 @@ from hyperdp.eval.class_learners import class_config, class_fits
 from hyperdp.eval.digit_classifier import train_classifier
 from hyperdp.eval.labelled_dpsgd import PrivateClassifiers
 from hyperdp.eval.labelled_recipe import (
+    AND_PUBLIC,
     REWEIGHTED,
     SYNTHETIC,
     LabelledConfig,
@@ -50,7 +51,7 @@ class LabelledSet:
                 found=f"{name}, which has none",
                 todo="Leave it out of the labelled recipe.",
             )
-        self._kept: dict[tuple[int | None, float | None, int], tuple[Tensor, Tensor]] = {}
+        self._kept: dict[tuple[str, int | None, float | None, int], tuple[Tensor, Tensor]] = {}
         self.classes = [str(c) for c in range(int(self.data.pool_labels.max()) + 1)]
 
     @cached_property
@@ -95,7 +96,7 @@ class LabelledSet:
         budget = PrivacyBudget(epsilon=cell.epsilon, delta=self.config.delta)
         if cell.method in SYNTHETIC:
             drawn = self._drawn(cell, images, labels, budget, progress)
-            if cell.method == "reweighted_and_public":
+            if cell.method.endswith(AND_PUBLIC):
                 drawn = beside(drawn, self.public)
             return self._classifier_of(*drawn, cell.seed)
         fitted = self._private_classifiers.fit(cell, images, labels, budget, progress)
@@ -105,12 +106,13 @@ class LabelledSet:
         self, cell: Cell, images: Tensor, labels: Tensor, budget: PrivacyBudget, progress: Progress
     ) -> tuple[Tensor, Tensor]:
         """What the adapters of a cell draw; kept where another method reads the same release."""
-        key = (cell.n, cell.epsilon, cell.seed)
-        if cell.method in REWEIGHTED and key in self._kept:
+        method = cell.method.removesuffix(AND_PUBLIC)
+        key = (method, cell.n, cell.epsilon, cell.seed)
+        if key in self._kept:
             return self._kept[key]
-        adapters = self._adapters(cell.method, images, labels, budget, progress)
+        adapters = self._adapters(method, images, labels, budget, progress)
         drawn = self._draw(adapters, cell.seed, progress)
-        if cell.method in REWEIGHTED:
+        if method in REWEIGHTED:
             self._kept[key] = drawn
         return drawn
 
@@ -137,9 +139,14 @@ class LabelledSet:
             )
         made = release_once(self.bundle, images, budget, labels=labels, classes=self.classes)
         if method in REWEIGHTED:
-            level = made.mean_noise_std()
+            public, labels = self.public
             weights = adapt_on_public(
-                self.bundle, made.mean(), level, self.public[0], progress=progress
+                self.bundle,
+                made.mean(),
+                made.mean_noise_std(),
+                public,
+                classes=labels if method == "reweighted_by_class" else None,
+                progress=progress,
             )
         else:
             weights = released_weights(self.bundle, made)

@@ -17,7 +17,9 @@ from hyperdp.eval.study import SamplingConfig
 from hyperdp.private.classifier.config import ClassifierConfig
 from hyperdp.private.classifier.network import NetworkConfig
 
-REWEIGHTED = ("reweighted", "reweighted_and_public")
+REWEIGHTED_ALONE = ("reweighted", "reweighted_by_class")
+AND_PUBLIC = "_and_public"
+REWEIGHTED = (*REWEIGHTED_ALONE, *(method + AND_PUBLIC for method in REWEIGHTED_ALONE))
 SYNTHETIC = ("dpsgd_lora", "hyper", *REWEIGHTED)  # a classifier of images that adapters drew
 FROM_PUBLIC = "dpsgd_from_public"
 NEEDS_PUBLIC = ("public_only", FROM_PUBLIC, *REWEIGHTED)
@@ -36,8 +38,9 @@ class LabelledConfig:
         methods: out of `METHODS`.
             `hyper`: a labelled release, an adapter for each class, and a classifier of its images.
             `reweighted`: the same after `hyperdp emit --public` with the public images, without
-            their labels. `reweighted_and_public`: its classifier sees as many of the public images
-            too, with their labels; what is private is still the one release.
+            their labels. `reweighted_by_class`: with them (`--public-label-column`).
+            `reweighted_and_public`, `reweighted_by_class_and_public`: the classifier sees as many
+            of the public images too, with their labels; what is private is still the one release.
             `dpsgd`: De et al. 2022 on the same records; `dpsgd/NAME` with a variant's settings.
             `dpsgd_from_public`: the same, begun with weights trained on the public images, with
             settings of its own; `dpsgd_from_public/NAME` with a variant's.

@@ -43,7 +43,8 @@ class ReweightConfig:
         lr: learning rate.
         ema: decay of the weight average that is returned.
         discrepancy: of `reweight` for the classes of a labelled release, where a record of the
-            wrong class is worse than fewer records; 0 is taken for an unlabelled one.
+            wrong class is worse than fewer records; 0 is taken for an unlabelled one, and where
+            the public records' own classes are known.
         seed: of the draws. Public: nothing secret hangs on it.
     """
 
@@ -159,6 +160,45 @@ def embed_public(bundle: Bundle | TextBundle, public: Tensor) -> NDArray[np.floa
     return clipped
 
 
+def class_weights(
+    embeddings: NDArray[np.float64],
+    mean: Tensor,
+    noise_std: Tensor,
+    *,
+    classes: NDArray[np.int64] | None = None,
+    discrepancy: float = 0.0,
+) -> NDArray[np.float64]:
+    """Weights of public records for every class of a release.
+
+    Args:
+        embeddings: float64 [N, k], clipped embeddings of public records.
+        mean: float32 [L, k], noisy mean embeddings.
+        noise_std: float32 [L], their noise std per coordinate.
+        classes: int64 [N], the class that a public record is known to be of, else -1. A class then
+            has weight on its own records alone, and the tilt has none left to tell apart.
+        discrepancy: of `reweight`, where the classes are not known; see `ReweightConfig`.
+
+    Returns:
+        float64 [L, N], rows of sum 1.
+
+    Raises:
+        UsageError: fewer than 100 public records, or of a class.
+    """
+    weights = np.zeros((len(mean), len(embeddings)))
+    for row, (z, std) in enumerate(zip(mean.double().numpy(), noise_std, strict=True)):
+        own = np.arange(len(embeddings)) if classes is None else np.flatnonzero(classes == row)
+        if len(own) < FEWEST_RECORDS:
+            of_class = "" if classes is None else f" of class number {row}"
+            raise UsageError(
+                expected=f"at least {FEWEST_RECORDS} public records{of_class}",
+                found=str(len(own)),
+                todo="Give more; thousands are good.",
+            )
+        sharpness = discrepancy if classes is None and len(mean) > 1 else 0.0
+        weights[row, own] = reweight(embeddings[own], z, float(std), discrepancy=sharpness)
+    return weights
+
+
 def effective_size(weights: NDArray[np.float64]) -> float:
     """Kish's effective number of records behind weights of sum 1: 1 / Σ wᵢ²."""
     return float(1 / np.square(weights).sum())
@@ -171,6 +211,7 @@ def adapt_on_public(
     public: Tensor,
     config: ReweightConfig | None = None,
     *,
+    classes: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Weights:
     """LoRA steps from ρ(z), for every class, on public records re-weighted to have the mean z.
@@ -183,33 +224,22 @@ def adapt_on_public(
             in which something like the private ones occurs. Anything private here would be read
             without any privacy.
         config: `usual_config` when None.
+        classes: int64 [N], the class that each public record is known to be of, by its number in
+            the release, or -1; see `class_weights`. None where that is not known.
         progress: called with (steps done, steps).
 
     Returns:
         L adapters, A [L, r, in, …] and B [L, out, r].
 
     Raises:
-        UsageError: fewer than 100 public records.
+        UsageError: fewer than 100 public records, or of a class.
     """
     config = usual_config(bundle) if config is None else config
-    if len(public) < FEWEST_RECORDS:
-        raise UsageError(
-            expected=f"at least {FEWEST_RECORDS} public records",
-            found=str(len(public)),
-            todo="Give more; thousands are good.",
-        )
-    classes = len(mean)
-    discrepancy = config.discrepancy if classes > 1 else 0.0
-    embeddings = embed_public(bundle, public)
-    rng = torch.Generator().manual_seed(config.seed)
-    weights = torch.from_numpy(
-        np.stack(
-            [
-                reweight(embeddings, z, float(std), discrepancy=discrepancy)
-                for z, std in zip(mean.double().numpy(), noise_std, strict=True)
-            ]
-        )
-    )  # [L, N]
+    known = None if classes is None else classes.numpy()
+    found = class_weights(
+        embed_public(bundle, public), mean, noise_std, classes=known, discrepancy=config.discrepancy
+    )
+    weights, rng = torch.from_numpy(found), torch.Generator().manual_seed(config.seed)  # [L, N]
 
     def draw(count: int) -> Tensor:
         return public[torch.multinomial(weights, count, replacement=True, generator=rng)]
@@ -220,7 +250,7 @@ def adapt_on_public(
     finetune = FinetuneConfig(
         rank=bundle.hypernetwork.config.rank,
         steps=config.steps,
-        batch_size=max(LEAST_BATCH, config.batch_size // classes),
+        batch_size=max(LEAST_BATCH, config.batch_size // len(mean)),
         lr=config.lr,
         ema=config.ema,
         bf16=isinstance(bundle, Bundle),  # it slows the fused attention of a language model

@@ -11,12 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 from hyperdp.cli.pretrain import app
+from hyperdp.errors import UsageError
 from hyperdp.eval.measure import read_reference
 from hyperdp.eval.world import load_set
 from hyperdp.library import Library
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.text_corpus import open_text_sample
+from hyperdp.private.readers import open_dataset
 from hyperdp.text_bundle import load_text_bundle
 from tests.worlds import tiny_bundle
 
@@ -53,6 +55,18 @@ def test_public_records_are_of_both_kinds_and_can_be_read_as_data(
     assert pool is None and images.shape == (1200, 1, 28, 28)
     assert images.min() == -1 and (images.flatten(1).amax(1) > 0).float().mean() > 0.95
     assert len(images.unique(dim=0)) > 1000  # the sample has few readable digits and letters
+
+
+def test_public_digits_come_with_what_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(corpus_module, "open_corpus", open_sample)
+    out = tmp_path / "digits.npz"
+    result = CliRunner().invoke(app, ["public", "--digits", "-n", "120", "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    opened = open_dataset(out, image_shape=(1, 28, 28), label_column="labels")
+    labels = [record.label for record in opened.records()]
+    assert sorted(labels) == sorted("0123456789" * 12)
+    both = ["public", "--digits", "--texts", "text-sample", "-o", str(tmp_path / "both")]
+    assert isinstance(CliRunner().invoke(app, both).exception, UsageError)
 
 
 def test_public_documents_are_those_of_training_and_none_comes_twice(tmp_path: Path):

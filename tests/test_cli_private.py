@@ -91,6 +91,62 @@ def test_public_records_mean_what_they_mean_to_emit(
     assert not all(torch.equal(ours[name][1], plain[name][1]) for name in ours)
 
 
+def labelled_private(tmp_path: Path, name: str, *more: str) -> int:
+    drawn = np.random.default_rng(0).integers(0, 256, (200, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=drawn, labels=np.arange(200) % 2)
+    words = ["-e", "4", "-d", "1e-4", "-b", str(tmp_path / "bundle"), "--dataset", name]
+    of = ["--label-column", "labels", "--classes", "0,1"]
+    place = ["-o", str(tmp_path / name), "-l", str(tmp_path / f"{name}.db")]
+    return run(["private", str(tmp_path / "data.npz"), *words, *of, *place, *more])
+
+
+def test_labels_of_public_records_part_them_among_the_classes(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    public = tmp_path / "public.npz"
+    drawn = np.random.default_rng(1).integers(0, 256, (330, 28, 28), dtype=np.uint8)
+    np.savez(public, images=drawn, labels=np.arange(330) % 3)
+    more = ["--public", str(public), "--public-steps", "2"]
+    column = ["--public-label-column", "labels"]
+    assert labelled_private(tmp_path, "a", *more, *column) == 0
+    words = ["emit", str(tmp_path / "a" / "release"), "-b", str(bundle.path)]
+    assert run([*words, *more, "-o", str(tmp_path / "unlabelled")]) == 0
+    ours, without = (
+        load_peft(folder / "1") for folder in (tmp_path / "a" / "adapter", tmp_path / "unlabelled")
+    )
+    assert not all(torch.equal(ours[name][1], without[name][1]) for name in ours)
+    kept = np.flatnonzero(np.arange(330) % 3 < 2)  # class 2 is none of the release's
+    np.savez(public, images=drawn[kept], labels=np.arange(330)[kept] % 3)
+    assert run([*words, *more, *column, "-o", str(tmp_path / "same")]) == 0
+    same = load_peft(tmp_path / "same" / "1")
+    assert all(torch.allclose(ours[name][1], same[name][1]) for name in ours)
+
+
+@pytest.mark.parametrize("which", ["unlabelled release", "too few", "no records", "no column"])
+def test_public_labels_that_cannot_be_used_are_refused_before_anything_is_spent(
+    which: str, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    public = tmp_path / "public.npz"
+    drawn = np.random.default_rng(1).integers(0, 256, (250, 28, 28), dtype=np.uint8)
+    few = np.arange(250) < 60
+    np.savez(public, images=drawn, labels=np.where(few, 1, 0))
+    column = ["--public-label-column", "labels" if which != "no column" else "kinds"]
+    more = [*column] if which == "no records" else ["--public", str(public), *column]
+    ask = private if which == "unlabelled release" else labelled_private
+    assert ask(tmp_path, "a", *more) == 2
+    said = capsys.readouterr().err
+    wanted = {
+        "unlabelled release": "found an unlabelled one",
+        "too few": "1 (60)",
+        "no records": "--public RECORDS",
+        "no column": "kinds",
+    }
+    assert wanted[which] in said
+    assert not (tmp_path / "a").exists()
+    path = tmp_path / "a.db"
+    assert not path.exists() or not Ledger(path).history()
+
+
 @pytest.mark.parametrize("which", ["none", "the data itself"])
 def test_bad_public_records_are_refused_before_anything_is_spent(
     which: str, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]

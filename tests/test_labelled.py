@@ -20,6 +20,7 @@ from hyperdp.eval.world import load_set
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.digits import draw_digits
 from hyperdp.private.classifier.training import Speed
+from hyperdp.private.emit import adapter_weights
 from hyperdp.private.reweight import ReweightConfig
 from tests.worlds import tiny_bundle
 
@@ -174,10 +175,29 @@ def test_both_reweighted_classifiers_are_of_one_release(config, tmp_path, monkey
     adapt = labelled.adapt_on_public
     monkeypatch.setattr(
         labelled, "adapt_on_public",
-        lambda *given, progress: adapt(*given, ReweightConfig(steps=1), progress=progress),
+        lambda *given, classes, progress: adapt(
+            *given, ReweightConfig(steps=1), classes=classes, progress=progress
+        ),
     )  # fmt: skip
     run_labelled(config, tmp_path / "rows.jsonl")
     assert released == [100, 200, 100, 200]  # two methods of one release each, and hyper's own
+
+
+def test_public_labels_reach_the_one_method_that_reads_them(config, tmp_path, monkeypatch):
+    given = []
+
+    def spy(bundle, mean, level, public, *, classes, progress):
+        given.append(classes)
+        return adapter_weights(bundle, mean, level)
+
+    monkeypatch.setattr(labelled, "adapt_on_public", spy)
+    names = ["reweighted", "reweighted_by_class", "reweighted_by_class_and_public"]
+    config = replace(config, methods=names, n=[100], seeds=[0], images_per_class=2)
+    rows = run_labelled(config, tmp_path / "rows.jsonl")
+    assert {row.method for row in rows} == set(names)
+    assert len(given) == 2 and given[0] is None  # the last two are of one release
+    public = np.load(config.public)
+    assert given[1].tolist() == public["pool_labels"].tolist()
 
 
 def test_public_images_are_half_of_what_is_learned_from(config):

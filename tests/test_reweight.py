@@ -19,6 +19,7 @@ from hyperdp.private.reweight import (
     OF_TEXTS,
     ReweightConfig,
     adapt_on_public,
+    class_weights,
     effective_size,
     embed_public,
     reweight,
@@ -102,6 +103,29 @@ def test_the_records_that_the_mean_comes_from_get_the_weight():
     assert weights[label == 3].sum() > 0.95
 
 
+def test_a_class_has_weight_on_its_own_public_records_alone():
+    rng = np.random.default_rng(5)
+    embeddings = rng.normal(size=(700, 4)) * 0.3
+    of = rng.permutation(np.repeat([0, 1, -1], [300, 250, 150]))
+    mean = torch.tensor([[0.1, 0.0, -0.1, 0.0], [0.0, 0.2, 0.0, 0.0]])
+    level = torch.tensor([0.01, 0.2])
+    known = class_weights(embeddings, mean, level, classes=of, discrepancy=0.75)
+    assert known.shape == (2, 700) and known.sum(1) == pytest.approx(1)
+    for row in (0, 1):
+        own = of == row
+        assert not known[row, ~own].any()
+        z, std = mean[row].double().numpy(), float(level[row])
+        assert np.array_equal(known[row, own], reweight(embeddings[own], z, std))
+    unknown = class_weights(embeddings, mean, level, discrepancy=0.75)
+    z = mean[0].double().numpy()
+    sharp = reweight(embeddings, z, float(level[0]), discrepancy=0.75)
+    assert np.array_equal(unknown[0], sharp) and unknown[0][of != 0].any()
+    [alone] = class_weights(embeddings, mean[:1], level[:1], discrepancy=0.75)
+    assert np.array_equal(alone, reweight(embeddings, z, float(level[0])))
+    with pytest.raises(UsageError, match="at least 100 public records of class number 1"):
+        class_weights(embeddings, mean, level, classes=np.where(of == 1, -1, of))
+
+
 def test_embeddings_are_the_encoders_own_after_the_clip(bundle):
     images = torch.rand(130, 1, 28, 28) * 2 - 1
     with torch.no_grad():
@@ -132,6 +156,13 @@ def test_each_class_learns_the_records_that_its_own_mean_points_at(bundle):
         with torch.no_grad(), adapters(bundle.base.model, w):
             return float(bundle.base.loss(images[:64], rng).mean())
 
+    # Where the classes are known, the means may say the opposite: each learns its own.
+    turned = adapt_on_public(
+        bundle, mean.flip(0), level, public, ReweightConfig(steps=60, lr=1e-2, ema=0.9),
+        classes=torch.arange(2).repeat_interleave(150),
+    )  # fmt: skip
+    assert loss(pick(turned, 0), dark) < loss(pick(turned, 1), dark)
+    assert loss(pick(turned, 1), light) < loss(pick(turned, 0), light)
     before = adapter_weights(bundle, mean, level)
     for group, own in enumerate((dark, light)):
         mine = pick(weights, group)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from hyperdp.bundle import Bundle
+    from hyperdp.cli._public import Public
     from hyperdp.guard import Finding
     from hyperdp.text_bundle import TextBundle
 
@@ -26,23 +25,6 @@ POLARITY = {
     True: "They were released with --invert, which is for dark ink on white paper; light ink on "
     "dark wants none.",
 }
-
-PublicRecords = Annotated[
-    str | None,
-    typer.Option(
-        "--public",
-        help="Public records (never private ones: they are read without privacy). The adapter "
-        "is trained on, on those of them that the release points at. Minutes instead of a "
-        "second; clearly better for a labelled release.",
-        show_default=False,
-    ),
-]
-PublicSteps = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Steps of that training; 150 of images, 400 of texts.", show_default=False
-    ),
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,40 +67,12 @@ def next_step(bundle: Bundle | TextBundle, adapter: Path) -> str:
     return f"Next: hyperdp sample {adapter} -o IMAGES, or load it with peft and diffusers."
 
 
-def read_public(source: str | None, bundle: Bundle | TextBundle) -> Tensor | None:
-    """The public records behind `--public`, before anything is spent or written.
-
-    Args:
-        source: what `open_dataset` reads; None for none.
-        bundle: whose image shape they are brought to, or whose tokens.
-
-    Returns:
-        Images float32 [N, C, H, W] in [-1, 1], documents int64 [N, L], or None.
-
-    Raises:
-        UsageError: no such path.
-        DataError: a record cannot be read.
-    """
-    if source is None:
-        return None
-    import torch
-
-    from hyperdp.private.readers import open_dataset, open_text_dataset
-    from hyperdp.text_bundle import TextBundle
-
-    if isinstance(bundle, TextBundle):
-        texts = open_text_dataset(source, encode=bundle.base.tokenizer.encode).records()
-        return torch.stack([torch.from_numpy(record.tokens) for record in texts])
-    records = open_dataset(source, image_shape=bundle.config.image_shape).records()
-    return torch.stack([torch.from_numpy(record.image) for record in records])
-
-
 def emit(
     release: Path,
     bundle: Bundle | TextBundle,
     out: Path,
     *,
-    public: Tensor | None,
+    public: Public | None,
     steps: int | None,
 ) -> Emitted:
     """Judge a release and write its adapters; post-processing, which costs no privacy.
@@ -137,6 +91,7 @@ def emit(
     from hyperdp.text_bundle import TextBundle
 
     loaded = Release.load(release)
+    classes = None if public is None else public.classes(loaded.classes)
     finding, told = judge_release(loaded, bundle), next_step(bundle, out)
     inverted = None if isinstance(bundle, TextBundle) else loaded.certificate.inverted
     if public is None:
@@ -154,8 +109,9 @@ def emit(
                 own,
                 mean,
                 noise_std,
-                public,
+                public.records,
                 config,
+                classes=classes,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             ),
         )

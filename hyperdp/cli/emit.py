@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from hyperdp.cli import _options as o
-from hyperdp.cli._emitting import PublicRecords, PublicSteps, emit, read_public
+from hyperdp.cli._emitting import emit
+from hyperdp.cli._public import PublicLabels, PublicRecords, PublicSteps, read_public
 
 
 def emit_command(
@@ -17,6 +18,7 @@ def emit_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the PEFT adapter to.")],
     bundle: o.BundleName = "glyphs",
     public: PublicRecords = None,
+    public_label_column: PublicLabels = None,
     public_steps: PublicSteps = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what was written as JSON.")
@@ -30,11 +32,15 @@ def emit_command(
 
     Example: hyperdp pretrain public -o public.npz, then
     hyperdp emit out/release -o out/adapter --public public.npz
+
+    Example: hyperdp pretrain public --digits -o digits.npz, then, for a release of --classes
+    0,1,2,3,4,5,6,7,8,9: hyperdp emit out/release -o out/adapter --public digits.npz
+    --public-label-column labels
     """
     from hyperdp.text_bundle import open_bundle
 
     loaded = open_bundle(bundle)
-    records = read_public(public, loaded)
+    records = read_public(public, loaded, label_column=public_label_column)
     made = emit(release, loaded, out, public=records, steps=public_steps)
     if as_json:
         typer.echo(json.dumps(made.facts()))

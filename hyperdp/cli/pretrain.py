@@ -17,6 +17,7 @@ from hyperdp.cli._forecast import forecast_command
 from hyperdp.cli._hybrid import hybrid_command
 from hyperdp.cli._images import fashion_command, images_command
 from hyperdp.cli._library import library_command
+from hyperdp.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Train a base model or a hypernetwork on public data.")
 app.command("average")(average_command)
@@ -120,15 +121,30 @@ def public_command(
             show_default=False,
         ),
     ] = None,
+    digits: Annotated[
+        bool,
+        typer.Option(
+            "--digits", help="Digits with their labels instead, for a release of ten classes."
+        ),
+    ] = False,
 ) -> None:
     """Draw public records, half of them over all glyphs and half by tasks, for `emit --public`.
 
-    With --texts: documents, half of them over all and half by topics.
+    With --texts: documents, half of them over all and half by topics. With --digits: digits in open
+    fonts, each in a style of its own, and the digit that each shows as `labels`.
 
     Example: hyperdp pretrain public -o runs/public.npz
 
     Example: hyperdp pretrain public --texts text-wide -o runs/public.jsonl
+
+    Example: hyperdp pretrain public --digits -o runs/public-digits.npz
     """
+    if texts is not None and digits:
+        raise UsageError(
+            expected="one kind of public records",
+            found="--texts and --digits",
+            todo="Leave one of them out.",
+        )
     if texts is not None:
         from hyperdp.pretrain.recipe import open_recipe_texts
         from hyperdp.pretrain.text_tasks import draw_public_texts
@@ -145,19 +161,25 @@ def public_command(
 
     from hyperdp.images import to_uint8
     from hyperdp.pretrain.corpus import open_corpus
+    from hyperdp.pretrain.digits import draw_digits
     from hyperdp.pretrain.tasks import draw_public
 
-    console = Console(stderr=True)
-    with PublicProgress(console=console) as bar:
-        task = bar.add_task("drawing", total=records)
-        images = draw_public(
-            open_corpus(),
-            records,
-            torch.Generator().manual_seed(seed),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    glyphs, rng = open_corpus(), torch.Generator().manual_seed(seed)
+    labels: dict[str, Any] = {}
+    if digits:
+        images, shown = draw_digits(glyphs, 0, records, rng)
+        labels = {"labels": shown.numpy()}
+    else:
+        with PublicProgress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("drawing", total=records)
+            images = draw_public(
+                glyphs,
+                records,
+                rng,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out, images=to_uint8(images).transpose(0, 3, 1, 2))
+    np.savez_compressed(out, images=to_uint8(images).transpose(0, 3, 1, 2), **labels)
     typer.echo(str(out))
 
 

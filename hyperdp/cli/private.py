@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from hyperdp.cli import _options as o
-from hyperdp.cli._emitting import PublicRecords, PublicSteps, emit, read_public
+from hyperdp.cli._emitting import emit
+from hyperdp.cli._public import PublicLabels, PublicRecords, PublicSteps, read_public
 from hyperdp.cli._refine import refine
 from hyperdp.cli._refining import RefineRequest, settle
 from hyperdp.cli._releasing import ReleaseRequest, describe, make_release, tell
@@ -89,6 +90,7 @@ def private_command(
         int, typer.Option(help="Records in memory at once.", rich_help_panel=_REFINE_PANEL)
     ] = 32,
     public: PublicRecords = None,
+    public_label_column: PublicLabels = None,
     public_steps: PublicSteps = None,
     as_json: o.AsJson = False,
 ) -> None:
@@ -151,7 +153,10 @@ def private_command(
             todo="Name public records, such as those of `hyperdp pretrain public`.",
         )
     loaded = open_bundle(bundle)
-    records = read_public(public, loaded)  # what cannot be read is refused before anything is spent
+    # What cannot be read or used is refused before anything is spent.
+    records = read_public(public, loaded, label_column=public_label_column)
+    if records is not None:
+        records.classes(o.split_classes(classes))
     load_guard(loaded.path, loaded.hash)
     if refine_by is not None:
         steps_asked = RefineRequest(
