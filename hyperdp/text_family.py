@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,6 +157,9 @@ class CausalText:
         network: Any = self.model if model is None else model
         rng = torch.Generator().manual_seed(seed)
         device = next(network.parameters()).device
+        known: Any = self.model.forward
+        # What keeps the tokens before is called `cache` since transformers 5.24.
+        kept = "cache" if "cache" in inspect.signature(known).parameters else "past_key_values"
         texts: list[str] = []
         while len(texts) < count:
             size = min(batch_size, count - len(texts))
@@ -163,8 +167,8 @@ class CausalText:
             cache = None
             for _ in range(self.length - 1):
                 fresh = drawn if cache is None else drawn[:, -1:]
-                out = network(input_ids=fresh.to(device), past_key_values=cache, use_cache=True)
-                cache = out.past_key_values
+                out = network(input_ids=fresh.to(device), use_cache=True, **{kept: cache})
+                cache = out[kept]
                 chances = torch.softmax(out.logits[:, -1].float().cpu() / temperature, 1)
                 drawn = torch.cat([drawn, torch.multinomial(chances, 1, generator=rng)], 1)
                 if bool((drawn[:, 1:] == self.tokenizer.end).any(1).all()):

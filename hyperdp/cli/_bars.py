@@ -46,6 +46,8 @@ class PublicProgress(Progress):
             return
         self._next_line = time.monotonic() + PERIOD
         task = self._tasks[task_id]
+        if task.finished:
+            return
         of = "" if task.total is None else f"/{task.total:.0f}"
         left = task.time_remaining
         remaining = "" if left is None else f", {timedelta(seconds=round(left))} left"
