@@ -90,16 +90,17 @@ def reveal(release: Promise) -> Reveal:
             f"If they may wrongly accuse only 1 in 1,000, they find at most {tpr:.2%} of those who "
             "are in.",
             f"What one {unit} looks like, beyond what the others tell. All that is made from the "
-            "release inherits this: adapter, images, and whatever is done with them.",
+            "release inherits this: adapter, what it generates, and whatever is done with that.",
         ),
         beyond=(
-            "What is true of the whole group, whoever is in it: if all handwriting in a country "
-            "slants, the release may say so, and it would without you.",
+            "What is true of the whole group, whoever is in it: if all handwriting of a country "
+            "slants, or all mail of a firm ends alike, the release may say so, and it would "
+            "without you.",
             f"People with several {unit}s, if one {unit} is the unit: each further one weakens the "
             "promise for them."
             if unit == "record"
             else "Someone whose data is also under another user's name.",
             "Other releases of the same data: their budgets add up, which the ledger keeps count "
-            "of. And this page: its metrics and pictures of private records are not protected.",
+            "of. And this page: its metrics are not protected, nor private records that it shows.",
         ),
     )

@@ -141,11 +141,22 @@ class OpenChain:
         Raises:
             BudgetRefusedError: another log is.
         """
-        first = keys.ledger_of(dataset, self.id)
+        self._refuse_unless(keys.ledger_of(dataset, self.id))
+
+    def check_home(self, dataset: str) -> None:
+        """Refuse to speak of a dataset whose budget is another log's.
+
+        Raises:
+            BudgetRefusedError: another log has claimed it.
+        """
+        self._refuse_unless(keys.known_ledger(dataset) or self.id)
+
+    def _refuse_unless(self, first: str) -> None:
         if first != self.id:
+            seen = last_seen(first)
             raise BudgetRefusedError(
                 expected="the ledger that this dataset's first release was reserved in"
-                + _whereabouts(first),
+                + (f", last seen at {seen}" if seen else ""),
                 found=f"another one, {self._path}: it would grant the whole budget again",
                 todo="Use the first ledger; if it is lost, restore it from a backup. Data that "
                 "shares no unit with that dataset needs another name (--dataset).",
@@ -258,11 +269,11 @@ def _anchor_of(log: str) -> Path:
     return keys.config_dir() / f"anchor-{log}.json"
 
 
-def _whereabouts(log: str) -> str:
-    """Where a log was when it was last written, for an error; "" where that was not noted."""
+def last_seen(log: str) -> Path | None:
+    """Where a log was when it was last written, for people; None where that was not noted."""
     anchor = _anchor_of(log)
     path = json.loads(anchor.read_bytes()).get("path") if anchor.is_file() else None
-    return f", last seen at {path}" if path else ""
+    return Path(path) if path else None
 
 
 def _name_text(name: str) -> bytes:

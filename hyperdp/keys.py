@@ -149,6 +149,16 @@ def ledger_of(dataset: str, ledger_id: str) -> str:
     return (folder / dataset).read_text(encoding="ascii")
 
 
+def known_ledger(dataset: str) -> str | None:
+    """The ledger that `ledger_of` names, without asking for one; None where none has asked.
+
+    Args:
+        dataset: keyed fingerprint.
+    """
+    path = config_dir() / "datasets" / dataset
+    return path.read_text(encoding="ascii") if path.is_file() else None
+
+
 def remember_name(dataset: str, name: str) -> None:
     """Note, for the operator alone, what they call a dataset.
 

@@ -7,13 +7,17 @@ back, so a crash can waste budget and never reuse it.
 
 from __future__ import annotations
 
+import math
 import secrets
+import shlex
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from pathlib import Path
 
 from hyperdp import accounting, keys
 from hyperdp.accounting import Account
 from hyperdp.budget import PrivacyBudget
-from hyperdp.chain import Entry, OpenChain
+from hyperdp.chain import Entry, OpenChain, last_seen
 from hyperdp.errors import BudgetRefusedError, BundleError
 from hyperdp.sealed_log import SealedLog
 
@@ -71,19 +75,27 @@ class Ledger(SealedLog):
 
         Raises:
             UsageError: something was spent under another adjacency or unit.
+            BudgetRefusedError: the dataset is another ledger's.
         """
         name = keys.dataset_fingerprint(dataset)
         keys.remember_name(name, dataset)
         with self.open() as chain:
+            chain.check_home(name)
             account = _account(chain, name)
             if account is not None and account.events:
                 account.check_kind(cap)
             chain.append("cap", name, dict(vars(cap)))
 
     def account(self, dataset: str) -> Account | None:
-        """What is known of a dataset, or None where the ledger has no entry of it."""
+        """What is known of a dataset, or None where the ledger has no entry of it.
+
+        Raises:
+            BudgetRefusedError: the dataset is another ledger's.
+        """
+        name = keys.dataset_fingerprint(dataset)
         with self.look() as chain:
-            return _account(chain, keys.dataset_fingerprint(dataset))
+            chain.check_home(name)
+            return _account(chain, name)
 
     def reserve(
         self,
@@ -136,15 +148,56 @@ class Ledger(SealedLog):
             if not after.spent_epsilon <= account.cap.epsilon:
                 raise BudgetRefusedError(
                     expected=f"at most epsilon={account.cap.epsilon:g} spent on this dataset",
-                    found=f"epsilon={account.spent_epsilon:.4g} spent, "
-                    f"{after.spent_epsilon:.4g} with this release",
-                    todo=f"At most epsilon={account.remaining_epsilon:.3g} is left at "
-                    f"delta={account.cap.delta:g}. Spend less, or raise the cap deliberately with "
-                    "`hyperdp ledger set-cap`.",
+                    found=f"epsilon={_up(account.spent_epsilon)} spent, "
+                    f"{_up(after.spent_epsilon)} with this release",
+                    todo=f"At most epsilon={_down(account.remaining_epsilon)} is left at "
+                    f"delta={account.cap.delta:g}. Spend less, or raise the cap deliberately: "
+                    f"`{self._raise_cap(dataset, account, _up(after.spent_epsilon))}`.",
                 )
             chain.claim(name)
             body |= {"ledger_id": chain.id, "nonce": secrets.token_hex(16)}
             return Reservation(ledger=self, entry=chain.append("reserve", name, body))
+
+    def _raise_cap(self, dataset: str, account: Account, epsilon: str) -> str:
+        """The command that sets a cap."""
+        cap = account.cap
+        if not math.isfinite(float(epsilon)):  # it is δ that is used up
+            return "hyperdp ledger set-cap"
+        words = ["hyperdp", "ledger", "set-cap", dataset, "--epsilon", epsilon]
+        words += ["--delta", f"{cap.delta:g}", "--ledger", str(self.path)]
+        if cap.adjacency != "add-remove":
+            words += ["--adjacency", cap.adjacency]
+        if cap.unit != "record":
+            words += ["--unit", cap.unit]
+        return shlex.join(words)
+
+
+def ledger_file(dataset: str) -> Path | None:
+    """Where the ledger lies that keeps a dataset's budget; None where none does yet.
+
+    Args:
+        dataset: the operator's name for it, or its absolute path.
+    """
+    first = keys.known_ledger(keys.dataset_fingerprint(dataset))
+    return None if first is None else last_seen(first)
+
+
+def _up(epsilon: float) -> str:
+    """Four figures, never less than the value: what is spent must not look like less."""
+    return _four_figures(epsilon, ROUND_CEILING)
+
+
+def _down(epsilon: float) -> str:
+    """Four figures, never more than the value: what is left must not look like more."""
+    return _four_figures(epsilon, ROUND_FLOOR)
+
+
+def _four_figures(value: float, rounding: str) -> str:
+    if not math.isfinite(value):
+        return f"{value:g}"
+    exact = Decimal(value)
+    step = Decimal(1).scaleb(exact.adjusted() - 3) if exact else Decimal(1)
+    return f"{float(exact.quantize(step, rounding=rounding)):g}"
 
 
 def _account(chain: OpenChain, dataset: str) -> Account | None:

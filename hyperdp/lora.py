@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -188,13 +188,15 @@ def save_peft(weights: Weights, folder: Path, *, base_name: str, pipeline_part: 
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    # Written by us, so that its permissions are those of the other files.
+    data = save(tensors, metadata={"format": "pt"})
+    (folder / "adapter_model.safetensors").write_bytes(data)
     config.save_pretrained(folder)
     if pipeline_part:
         named = {
             f"{pipeline_part}.{key.removeprefix(PEFT_PREFIX)}": t for key, t in tensors.items()
         }
-        save_file(named, folder / PIPELINE_FILE, metadata={"format": "pt"})
+        (folder / PIPELINE_FILE).write_bytes(save(named, metadata={"format": "pt"}))
 
 
 def load_peft(folder: Path) -> Weights:

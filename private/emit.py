@@ -67,12 +67,14 @@ def judge_release(release: Release | str | Path, bundle: Bundle | TextBundle) ->
         The finding; None where the bundle has no calibration data.
 
     Raises:
-        BundleError: the calibration data is damaged or another bundle's.
+        BundleError: the release was made with another bundle, or the calibration data is damaged
+            or another bundle's.
     """
+    loaded = release if isinstance(release, Release) else Release.load(Path(release))
+    _check_bundle(loaded, bundle)
     guard = load_guard(bundle.path, bundle.hash)
     if guard is None:
         return None
-    loaded = release if isinstance(release, Release) else Release.load(Path(release))
     return guard.judge(
         loaded.mean().double().numpy(),
         loaded.mean_noise_std().double().numpy(),
@@ -106,12 +108,7 @@ def emit_adapter(
         UsageError: `out` holds files already.
     """
     loaded = release if isinstance(release, Release) else Release.load(Path(release))
-    if loaded.certificate.bundle_hash != bundle.hash:
-        raise BundleError(
-            expected=f"the bundle the release was made with, {loaded.certificate.bundle_hash}",
-            found=f"{bundle.name!r}, {bundle.hash}",
-            todo="Give that bundle with --bundle; another one reads z as something else.",
-        )
+    _check_bundle(loaded, bundle)
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(
@@ -128,6 +125,17 @@ def emit_adapter(
         save_peft(pick(weights, group), target, base_name=bundle.name, pipeline_part=part)
     (folder / CERTIFICATE_FILE).write_bytes(loaded.certificate.to_bytes())
     return folders
+
+
+def _check_bundle(release: Release, bundle: Bundle | TextBundle) -> None:
+    certificate = release.certificate
+    if certificate.bundle_hash != bundle.hash:
+        raise BundleError(
+            expected="the bundle that the release was made with, "
+            f"{certificate.bundle_name!r}, {certificate.bundle_hash[:12]}",
+            found=f"{bundle.name!r}, {bundle.hash[:12]}",
+            todo="Give that bundle with --bundle; another one reads z as something else.",
+        )
 
 
 def class_folder(name: str) -> str:

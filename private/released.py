@@ -177,13 +177,22 @@ class Release:
                 SignalWarning,
                 stacklevel=3,
             )
+        elif self.classes is None and ratio < CLASS_SIGNAL:
+            warnings.warn(
+                f"the mean is vague (signal-to-noise ratio {ratio:.2g}, below {CLASS_SIGNAL:g}): "
+                "what the adapter draws will owe more to the bundle than to the data; more units, "
+                "or a larger epsilon, say more",
+                SignalWarning,
+                stacklevel=3,
+            )
         elif self.classes is not None and (self.class_signals() < CLASS_SIGNAL).any():
             signals = zip(self.classes, self.class_signals(), strict=True)
             vague = [name for name, signal in signals if signal < CLASS_SIGNAL]
             warnings.warn(
                 f"the mean is vague (signal-to-noise ratio below {CLASS_SIGNAL:g}) of "
                 f"{len(vague)} of {len(self.classes)} classes: {', '.join(vague[:10])}. What their "
-                "adapters draw may be worth less than public records of the class",
+                "adapters draw may be worth less than public records of the class: train them on "
+                "such records (`hyperdp emit --public`)",
                 SignalWarning,
                 stacklevel=3,
             )

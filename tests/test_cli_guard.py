@@ -30,7 +30,9 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return tiny_bundle(tmp_path / "bundle")
 
 
-def _release(bundle: Bundle, folder: Path, *, ink: float, epsilon: float = 8.0) -> Release:
+def _release(
+    bundle: Bundle, folder: Path, *, ink: float, epsilon: float = 8.0, inverted: bool = False
+) -> Release:
     rng = np.random.default_rng(round(100 * (ink + 2)))
     images = np.clip(ink + 0.1 * rng.standard_normal((N, 1, 28, 28)), -1, 1).astype(np.float32)
     return release(
@@ -40,6 +42,7 @@ def _release(bundle: Bundle, folder: Path, *, ink: float, epsilon: float = 8.0) 
         ledger=Ledger(folder.parent / "ledger.db"),
         out=folder,
         dataset=folder.name,
+        inverted=inverted,
     )
 
 
@@ -99,6 +102,9 @@ def test_drift_tells_a_changed_source_from_an_unchanged_one(
     assert same["p_value"] > 1e-3 and other["p_value"] < 1e-6 and other["changed"]
     assert run([w for w in words if w != "--json"] + [str(tmp_path / "c")]) == 0
     assert "The source has changed" in capsys.readouterr().out
+    _release(bundle, tmp_path / "turned", ink=-0.5, inverted=True)
+    assert run([*words, str(tmp_path / "turned")]) == 2
+    assert "--invert, or neither" in capsys.readouterr().err
 
 
 def test_what_a_release_tells_of_a_class_has_the_noise_of_its_certificate(

@@ -56,6 +56,30 @@ def test_a_dataset_may_be_named_by_its_path(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["cap_epsilon"] == 2
 
 
+def test_a_datasets_own_ledger_is_found_wherever_it_is(tmp_path, capsys):
+    elsewhere = Ledger(tmp_path / "elsewhere.db")
+    release(
+        records(300),
+        bundle=TinyBundle(),
+        budget=PrivacyBudget(epsilon=1.0, delta=1e-5),
+        ledger=elsewhere,
+        out=tmp_path / "out",
+        dataset="digits",
+    )
+    assert run(["ledger", "show", "digits"]) == 0
+    assert "spent 1 of epsilon 1" in capsys.readouterr().out
+    assert run(["ledger", "set-cap", "digits", "--epsilon", "3", "--delta", "1e-5"]) == 0
+    assert elsewhere.account("digits").cap.epsilon == 3
+    assert run(["ledger", "history", "digits"]) == 0
+    assert not (config_dir() / "ledger.db").exists()
+    elsewhere.path.rename(tmp_path / "moved.db")
+    cap = ["ledger", "set-cap", "digits", "--epsilon", "4", "--delta", "1e-5"]
+    assert run(cap) == 2
+    assert "elsewhere.db" in capsys.readouterr().err and not elsewhere.path.exists()
+    assert run([*cap, "--ledger", str(tmp_path / "moved.db")]) == 0
+    assert elsewhere.path.exists() is False
+
+
 @pytest.mark.parametrize("words", [["--unit", "house"], ["--epsilon", "-1"], ["--delta", "2"]])
 def test_set_cap_refuses_what_is_out_of_range(words):
     base = ["ledger", "set-cap", "digits", "--epsilon", "3", "--delta", "1e-5"]

@@ -147,6 +147,22 @@ def test_public_labels_that_cannot_be_used_are_refused_before_anything_is_spent(
     assert not path.exists() or not Ledger(path).history()
 
 
+def test_a_dataset_that_was_released_is_not_taken_for_public_by_emit(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = images(tmp_path / "data.npz", 200, 0)
+    words = ["-e", "4", "-d", "1e-4", "-b", str(tmp_path / "bundle"), "-l", str(tmp_path / "l.db")]
+    assert run(["release", str(data), *words, "-o", str(tmp_path / "r")]) == 0
+    said = capsys.readouterr()
+    assert f"--bundle {tmp_path / 'bundle'}" in said.out and "wants --invert" in said.err
+    emit = ["emit", str(tmp_path / "r"), "-b", str(tmp_path / "bundle"), "-o", str(tmp_path / "a")]
+    assert run([*emit, "--public", str(data)]) == 2
+    assert "a private release was made" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    assert run([*emit[:2], "-b", "glyphs", *emit[-2:]]) == 2
+    assert "the bundle that the release was made with, 'tiny'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("which", ["none", "the data itself"])
 def test_bad_public_records_are_refused_before_anything_is_spent(
     which: str, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]

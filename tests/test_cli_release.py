@@ -156,7 +156,7 @@ def test_a_dataset_that_says_little_brings_a_warning(bundle, tmp_path, capsys):
     words += ["-o", str(tmp_path / "r"), "-b", bundle]
     assert run(["release", str(path), *words]) == 0
     shown = capsys.readouterr().err
-    assert shown.startswith("warning: signal-to-noise ratio")
+    assert shown.splitlines()[-1].startswith("warning: signal-to-noise ratio")
     assert ".py:" not in shown
 
 

@@ -90,6 +90,8 @@ def test_a_labelled_release_emits_an_adapter_for_each_class(bundle: Bundle, tmp_
     assert not torch.equal(weights[0][name][1], weights[1][name][1])
     both = adapter_weights(bundle, made.mean(), made.mean_noise_std())
     assert torch.equal(weights[1][name][1][0], both[name][1][1])
+    modes = {f.stat().st_mode & 0o777 for f in folders[0].iterdir() if f.suffix != ".md"}
+    assert len(modes) == 1  # whoever may read one of them may read all
     # From Python, where the release is at hand as an object, the certificate comes along too.
     stated = (tmp_path / "release" / "certificate.json").read_bytes()
     assert (tmp_path / "adapter" / "certificate.json").read_bytes() == stated

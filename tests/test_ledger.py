@@ -1,12 +1,17 @@
+import math
 import multiprocessing
+import re
+import shlex
 
 import pytest
 from dp_accounting import dp_event
 
 from hyperdp import accounting, keys
+from hyperdp import ledger as ledger_module
 from hyperdp.budget import PrivacyBudget, noise_multiplier
+from hyperdp.cli._app import run
 from hyperdp.errors import BudgetRefusedError, BundleError, UsageError, VerificationError
-from hyperdp.ledger import Ledger
+from hyperdp.ledger import Ledger, ledger_file
 from tests.ledgers import HALF, HASH, ONE, gaussian, reserve
 from tests.private_world import own_keys  # noqa: F401
 
@@ -32,10 +37,42 @@ def test_refusal_says_what_is_left_and_that_much_is_then_granted(ledger):
     reserve(ledger, HALF)
     left = ledger.account("digits").remaining_epsilon
     assert 0.5 < left < 1.0  # Gaussians compose better than by adding up
-    with pytest.raises(BudgetRefusedError, match=f"epsilon={left:.3g} is left"):
+    with pytest.raises(BudgetRefusedError) as refused:
         reserve(ledger, ONE)
-    reserve(ledger, PrivacyBudget(epsilon=left, delta=1e-5))
+    said = float(re.search(r"At most epsilon=(\S+) is left", str(refused.value))[1])
+    assert left - 1e-3 <= said <= left  # rounded down: what is offered is there
+    reserve(ledger, PrivacyBudget(epsilon=said, delta=1e-5))
     assert ledger.account("digits").spent_epsilon == pytest.approx(1.0, abs=2e-3)
+
+
+@pytest.mark.parametrize("change", [{}, {"adjacency": "replace-one"}, {"unit": "user"}])
+def test_the_command_that_a_refusal_names_makes_room_for_what_was_asked(ledger, change, capsys):
+    budget = PrivacyBudget(epsilon=1.0, delta=1e-5, **change)
+    reserve(ledger, budget, dataset="old scans")
+    with pytest.raises(BudgetRefusedError) as refused:
+        reserve(ledger, budget, dataset="old scans")
+    [command] = re.findall("`(.*)`", str(refused.value))
+    assert command.startswith("hyperdp ledger set-cap 'old scans'")
+    assert run(shlex.split(command)[1:]) == 0
+    reserve(ledger, budget, dataset="old scans")
+    assert ledger.account("old scans").cap.epsilon < 1.5
+
+
+@pytest.mark.parametrize("value", [1.4650001, 0.99984, 1.0, 3e-5, 0.0, math.inf])
+def test_figures_in_a_refusal_err_on_the_safe_side(value):
+    up, down = float(ledger_module._up(value)), float(ledger_module._down(value))
+    assert (down <= value <= up and up - down <= 1e-3 * value) or value == math.inf == up
+
+
+def test_another_ledger_neither_shows_nor_raises_a_cap(ledger, tmp_path):
+    reserve(ledger)
+    other = Ledger(tmp_path / "other.db")
+    for ask in (lambda: other.set_cap("digits", ONE), lambda: other.account("digits")):
+        other.set_cap("letters", ONE)  # so that it is there to be looked at
+        with pytest.raises(BudgetRefusedError, match="last seen at"):
+            ask()
+    assert other.history("digits") == [] and ledger_file("digits") == ledger.path
+    assert ledger_file("letters") is None  # a cap is not yet a claim
 
 
 def test_composition_over_releases_and_dp_sgd_is_that_of_pld(ledger):

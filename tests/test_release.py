@@ -299,7 +299,7 @@ def test_a_delta_that_no_size_could_excuse_spends_nothing(make, ledger, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("noisy_count", "warned"), [(-3, True), (8, True), (25, True), (60, False)]
+    ("noisy_count", "warned"), [(-3, True), (8, True), (25, True), (32, True), (60, False)]
 )
 def test_too_few_units_are_a_warning_and_enough_are_none(make, noisy_count, warned):
     """ε = 1: the count's noise std is 15.4 units, and 11 units are as loud as the noise."""
@@ -310,6 +310,8 @@ def test_too_few_units_are_a_warning_and_enough_are_none(make, noisy_count, warn
         warnings.simplefilter("always")
         made.judge(allow_weak_delta=False)
     assert [w.category for w in caught] == [SignalWarning] * warned
+    said = "".join(str(w.message) for w in caught)
+    assert ("vague" in said) == (noisy_count == 32)  # more than noise, and little more
 
 
 @pytest.mark.parametrize(("noisy", "vague"), [((60, 60), False), ((60, 20), True), ((8, -5), None)])

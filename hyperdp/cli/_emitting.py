@@ -22,8 +22,8 @@ NOT_JUDGED = (
 POLARITY = {
     False: "If the records are dark ink on white paper: the bundle knows light on dark, and they "
     "want `hyperdp release --invert`, which spends anew.",
-    True: "They were released with --invert, which is for dark ink on white paper; light ink on "
-    "dark wants none.",
+    True: "They were released with --invert, which is right for dark ink on white paper alone. "
+    "Other causes: another kind of picture, or another size or place of the ink in it.",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -104,7 +105,8 @@ def read_public(
         label_column: of their labels.
 
     Raises:
-        UsageError: no such path, or labels without records.
+        UsageError: no such path, labels without records, or records that this account has made a
+            private release of.
         DataError: a record cannot be read, or has no such column.
     """
     if source is None:
@@ -117,9 +119,17 @@ def read_public(
         return None
     import torch
 
+    from hyperdp.ledger import ledger_file
     from hyperdp.private.readers import open_dataset, open_text_dataset
     from hyperdp.text_bundle import TextBundle
 
+    if ledger_file(str(Path(source).expanduser().resolve())) is not None:
+        raise UsageError(
+            expected="--public records that are public",
+            found=f"'{source}', of which a private release was made: it would be read without "
+            "privacy, and the certificate would not hold for what comes of it",
+            todo="Name public records, such as those of `hyperdp pretrain public`.",
+        )
     if isinstance(bundle, TextBundle):
         encode = bundle.base.tokenizer.encode
         texts = list(open_text_dataset(source, encode=encode, label_column=label_column).records())

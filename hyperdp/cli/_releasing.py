@@ -18,6 +18,11 @@ from hyperdp.cli._opening import Reading, open_checked
 from hyperdp.cli._options import default_ledger
 from hyperdp.errors import UsageError
 
+LIGHT_ON_DARK = (
+    "Records are read as light ink on dark, as the shipped bundle knows it; dark ink on white "
+    "paper wants --invert."
+)
+
 if TYPE_CHECKING:
     from hyperdp.budget import PrivacyBudget
     from hyperdp.bundle import Bundle
@@ -100,12 +105,15 @@ def make_release(request: ReleaseRequest, bundle: Bundle | TextBundle) -> Releas
     """
     from hyperdp.ledger import Ledger
 
-    dataset = open_checked(request.reading(), bundle)
+    dataset, budget = open_checked(request.reading(), bundle), request.budget()
+    shape = getattr(bundle.config, "image_shape", ())
+    if shape[:1] == (1,) and not request.invert and os.environ.get("RANK", "0") == "0":
+        typer.echo(LIGHT_ON_DARK, err=True)
     with signal_warnings(), _layout(request, bundle) as release:
         made = release(
             dataset.records(),
             bundle=bundle,
-            budget=request.budget(),
+            budget=budget,
             ledger=Ledger(request.ledger or default_ledger()),
             out=request.out,
             dataset=request.dataset or str(dataset.path),

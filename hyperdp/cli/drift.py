@@ -52,8 +52,14 @@ def drift_command(
     if sides[0].classes != sides[1].classes:
         raise UsageError(
             expected="the same classes in both releases",
-            found=f"{sides[0].classes} and {sides[1].classes}",
+            found=" and ".join(", ".join(side.classes or ["none"]) for side in sides),
             todo="Compare releases of one source with one --classes.",
+        )
+    if sides[0].certificate.inverted != sides[1].certificate.inverted:
+        raise UsageError(
+            expected="both releases made with --invert, or neither",
+            found="one of each kind",
+            todo="Compare releases whose records were read alike.",
         )
     from hyperdp.private.emit import measured_classes
 

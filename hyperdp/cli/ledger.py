@@ -42,7 +42,8 @@ def show_command(dataset: Dataset, ledger: o.LedgerFile = None, as_json: o.AsJso
 
     Example: hyperdp ledger show scans/
     """
-    account = _open(ledger).account(_identity(dataset))
+    name = _identity(dataset)
+    account = _open(ledger, name).account(name)
     if account is None:
         raise UsageError(
             expected="a dataset that this ledger has an entry of",
@@ -85,9 +86,12 @@ def set_cap_command(
         adjacency=adjacency,
         unit=unit,  # type: ignore[arg-type]  # PrivacyBudget refuses other words
     )
-    from hyperdp.ledger import Ledger
+    from hyperdp.ledger import Ledger, ledger_file
 
-    Ledger(ledger or o.default_ledger()).set_cap(_identity(dataset), cap)
+    name = _identity(dataset)
+    # A dataset's own ledger that has gone must not be made anew.
+    kept = Ledger(_file(ledger, name)) if ledger_file(name) is None else _open(ledger, name)
+    kept.set_cap(name, cap)
     typer.echo(f"cap of {dataset}: epsilon {epsilon:g} at delta {delta:g}")
 
 
@@ -104,7 +108,7 @@ def history_command(
     Example: hyperdp ledger history scans/ --json
     """
     name = None if dataset is None else _identity(dataset)
-    rows = [_entry_facts(vars(entry)) for entry in _open(ledger).history(name)]
+    rows = [_entry_facts(vars(entry)) for entry in _open(ledger, name).history(name)]
     if as_json:
         typer.echo(json.dumps(rows))
         return
@@ -126,7 +130,7 @@ def export_command(
     """
     from hyperdp.keys import write_durably
 
-    data = _open(ledger).export()
+    data = _open(ledger, None).export()
     try:
         write_durably(out, data)
     except OSError as error:
@@ -138,11 +142,19 @@ def export_command(
     typer.echo(f"ledger in {out}")
 
 
-def _open(path: Path | None) -> Ledger:
+def _file(asked: Path | None, dataset: str | None) -> Path:
+    """The ledger that was asked for; else the dataset's own; else that of the account."""
+    from hyperdp.ledger import ledger_file
+
+    own = None if asked is not None or dataset is None else ledger_file(dataset)
+    return asked or own or o.default_ledger()
+
+
+def _open(asked: Path | None, dataset: str | None) -> Ledger:
     """The ledger, which must exist: looking must not make one."""
     from hyperdp.ledger import Ledger
 
-    found = path or o.default_ledger()
+    found = _file(asked, dataset)
     if not found.is_file():
         raise UsageError(
             expected="a ledger", found=f"nothing at {found}", todo="Name the ledger with --ledger."

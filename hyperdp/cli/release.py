@@ -11,13 +11,15 @@ import typer
 from hyperdp.cli import _options as o
 from hyperdp.cli._releasing import ReleaseRequest, describe, make_release, tell
 
+DEFAULT_BUNDLE = "glyphs"
+
 
 def release_command(
     data: o.Data,
     epsilon: o.Epsilon,
     delta: o.Delta,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to be made for the release.")],
-    bundle: o.BundleName = "glyphs",
+    bundle: o.BundleName = DEFAULT_BUNDLE,
     ledger: o.LedgerFile = None,
     dataset: o.DatasetName = None,
     adjacency: o.AdjacencyName = "add-remove",
@@ -64,4 +66,5 @@ def release_command(
         typer.echo(json.dumps(facts))
         return
     tell(facts)
-    typer.echo(f"Next: hyperdp emit {out} -o ADAPTER")
+    of = "" if bundle == DEFAULT_BUNDLE else f" --bundle {bundle}"
+    typer.echo(f"Next: hyperdp emit {out} -o ADAPTER{of}")
