@@ -216,6 +216,9 @@ def adapt_on_public(
 ) -> Weights:
     """LoRA steps from ρ(z), for every class, on public records re-weighted to have the mean z.
 
+    Where the public records' classes are known, the mean of a class's re-weighted records stands
+    for z: that is z less what no records of that class could have, for the most part noise.
+
     Args:
         bundle: its encoder, hypernetwork and base model.
         mean: float32 [L, k], noisy mean embeddings of a release.
@@ -235,10 +238,13 @@ def adapt_on_public(
         UsageError: fewer than 100 public records, or of a class.
     """
     config = usual_config(bundle) if config is None else config
-    known = None if classes is None else classes.numpy()
+    known, embeddings = None if classes is None else classes.numpy(), embed_public(bundle, public)
     found = class_weights(
-        embed_public(bundle, public), mean, noise_std, classes=known, discrepancy=config.discrepancy
+        embeddings, mean, noise_std, classes=known, discrepancy=config.discrepancy
     )
+    if known is not None:  # what is known of a class takes most of the noise away
+        mean = torch.from_numpy(found @ embeddings).to(mean)
+        noise_std = torch.full_like(noise_std, LEAST_NOISE_STD)
     weights, rng = torch.from_numpy(found), torch.Generator().manual_seed(config.seed)  # [L, N]
 
     def draw(count: int) -> Tensor:

@@ -170,6 +170,25 @@ def test_each_class_learns_the_records_that_its_own_mean_points_at(bundle):
         assert loss(mine, own) < loss(pick(weights, 1 - group), own)
 
 
+def test_known_classes_take_the_noise_off_the_mean_that_training_begins_at(bundle):
+    """A mean that is all noise leaves the public records of its class as they are."""
+    public = torch.rand(240, 1, 28, 28) * 2 - 1
+    of = torch.arange(2).repeat_interleave(120)
+    noisy, level = torch.full((2, 8), 3.0), torch.full((2,), 1e5)
+    still = ReweightConfig(steps=1, lr=1e-9)
+    own = embed_public(bundle, public).reshape(2, 120, -1).mean(1)
+    expected = adapter_weights(
+        bundle, torch.from_numpy(own).float(), torch.full((2,), LEAST_NOISE_STD)
+    )
+    found = adapt_on_public(bundle, noisy, level, public, still, classes=of)
+    unknown = adapt_on_public(bundle, noisy, level, public, still)
+    drawn = adapter_weights(bundle, noisy, level)
+    for name, (_, b) in found.items():
+        torch.testing.assert_close(b, expected[name][1], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(unknown[name][1], drawn[name][1], rtol=1e-3, atol=1e-6)
+        assert not torch.allclose(expected[name][1], drawn[name][1], rtol=1e-2)
+
+
 def test_documents_are_learned_that_their_mean_points_at(tmp_path):
     bundle = text_bundle(tmp_path / "b")
     mine, other = (
