@@ -167,7 +167,8 @@ def load_forecast(folder: Path, bundle_hash: str) -> Forecast:
         raise BundleError(
             expected=f"a forecast beside the bundle, {path}",
             found="none",
-            todo="Make one from public tasks: `hyperdp pretrain forecast BUNDLE`.",
+            todo="The shipped bundles have none. Make one from public tasks, which takes hours: "
+            "`hyperdp pretrain forecast BUNDLE`.",
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise BundleError(
