@@ -149,6 +149,11 @@ def ledger_of(dataset: str, ledger_id: str) -> str:
     return (folder / dataset).read_text(encoding="ascii")
 
 
+def any_ledger() -> bool:
+    """Whether any dataset's budget is kept in a ledger of this account; makes no key."""
+    return (config_dir() / "datasets").is_dir()
+
+
 def known_ledger(dataset: str) -> str | None:
     """The ledger that `ledger_of` names, without asking for one; None where none has asked.
 

@@ -92,8 +92,8 @@ class Ledger(SealedLog):
         Raises:
             BudgetRefusedError: the dataset is another ledger's.
         """
-        name = keys.dataset_fingerprint(dataset)
         with self.look() as chain:
+            name = keys.dataset_fingerprint(dataset)
             chain.check_home(name)
             return _account(chain, name)
 
@@ -178,6 +178,8 @@ def ledger_file(dataset: str) -> Path | None:
     Args:
         dataset: the operator's name for it, or its absolute path.
     """
+    if not keys.any_ledger():  # an account that has released nothing needs no key to be told so
+        return None
     first = keys.known_ledger(keys.dataset_fingerprint(dataset))
     return None if first is None else last_seen(first)
 

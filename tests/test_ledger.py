@@ -64,6 +64,12 @@ def test_figures_in_a_refusal_err_on_the_safe_side(value):
     assert (down <= value <= up and up - down <= 1e-3 * value) or value == math.inf == up
 
 
+def test_asking_where_a_budget_is_kept_makes_no_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "other account"))
+    assert ledger_file("digits") is None
+    assert list((tmp_path / "other account").rglob("*")) == []
+
+
 def test_another_ledger_neither_shows_nor_raises_a_cap(ledger, tmp_path):
     reserve(ledger)
     other = Ledger(tmp_path / "other.db")
