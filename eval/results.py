@@ -175,9 +175,12 @@ def check_marks(page: Path, name: str) -> tuple[str, str]:
 
 
 def provenance() -> dict[str, str]:
-    """`commit`, `hardware` and `command` of this run, for `Row`."""
+    """`commit`, `hardware` and `command` of this run, for `Row`.
+
+    The commit of a bare copy of the tree is what HYPERDP_COMMIT says.
+    """
     git = shutil.which("git")
-    commit = "unknown"
+    commit = os.environ.get("HYPERDP_COMMIT", "unknown")
     if git is not None:
         asked = [git, "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
         found = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603

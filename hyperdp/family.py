@@ -95,6 +95,21 @@ def plain_attention(model: nn.Module) -> None:
             module.set_processor(AttnProcessor())
 
 
+def draw_noise(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Standard normal numbers in the shape of some records, where they are.
+
+    Args:
+        images: any shape.
+        rng: CPU generator. A GPU draws by a generator of its own, seeded from this one: the
+            processor would be slower at drawing than the GPU at all the rest of a training step.
+    """
+    if images.device.type == "cpu":
+        return torch.randn(images.shape, generator=rng)
+    seed = int(torch.randint(2**62, (1,), generator=rng))
+    own = torch.Generator(images.device).manual_seed(seed)
+    return torch.randn(images.shape, generator=own, device=images.device)
+
+
 def residual_sites(model: nn.Module) -> list[str]:
     """Convolutions and time projections of residual blocks, and attention projections."""
     names = []
@@ -175,7 +190,7 @@ class UNetFlow:
             float32 [B], mean squared error over pixels.
         """
         s = torch.sigmoid(torch.randn(len(images), generator=rng)).to(images.device)  # [B]
-        noise = torch.randn(images.shape, generator=rng).to(images.device)
+        noise = draw_noise(images, rng)
         return self.loss_at(images, s, noise)
 
     def adapter_loss(self, images: Tensor, pool: Tensor, rng: torch.Generator) -> Tensor:
@@ -199,7 +214,7 @@ class UNetFlow:
         gauss = torch.randn(groups * count, generator=rng)
         s = torch.sigmoid(torch.where(high, 2.0 + 0.8 * gauss, gauss)).clamp(max=0.999)
         s = s.to(images.device)  # [G·b]
-        noise = torch.randn(images.shape, generator=rng).to(images.device).flatten(0, 1)
+        noise = draw_noise(images, rng).flatten(0, 1)
         w = s[:, None, None, None]
         noisy = (1 - w) * images.flatten(0, 1) + w * noise  # [G·b, C, H, W]
         with torch.autocast(images.device.type, enabled=False):  # distances need their digits

@@ -12,6 +12,8 @@ from torch.nn import functional
 from hyperdp.lora import LoraSite, Weights
 
 LOG_NOISE_CENTRE, LOG_NOISE_SCALE = math.log(0.01), 2.0
+TRUNK = ("inlet.", "blocks.", "norm.", "outlet.")  # what lies before the heads
+DIRECT_STD = 0.55  # of a coordinate of √k · mean over public tasks, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,9 @@ class HypernetworkConfig:
         rank: r of the emitted adapters.
         basis: size of each site's learned output basis U (at most its out_features).
         width, depth: of the residual trunk.
-        bottleneck: numbers that the heads read.
+        bottleneck: numbers of the trunk that the heads read.
+        direct: whether the heads read the mean itself beside them, each coordinate times what its
+            noise leaves of it (Wiener's gain 1 / (1 + noise variance / variance), learned).
     """
 
     embed_dim: int
@@ -32,6 +36,12 @@ class HypernetworkConfig:
     width: int = 512
     depth: int = 3
     bottleneck: int = 192
+    direct: bool = False
+
+    @property
+    def code_size(self) -> int:
+        """Numbers that the heads read."""
+        return self.bottleneck + (self.embed_dim if self.direct else 0)
 
 
 class _Block(nn.Module):
@@ -70,20 +80,28 @@ class Hypernetwork(nn.Module):
                 nn.Parameter(torch.nn.init.orthogonal_(torch.empty(site.out_features, basis)))
             )
             self.sizes.append(basis * config.rank)
-        self.head = nn.Linear(config.bottleneck, sum(self.sizes))
+        if config.direct:
+            self.log_std = nn.Parameter(torch.full((config.embed_dim,), math.log(DIRECT_STD)))
+            self.slope = nn.Parameter(torch.full((config.embed_dim,), 2.0))
+        self.head = nn.Linear(config.code_size, sum(self.sizes))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def code(self, mean: Tensor, noise_std: Tensor) -> Tensor:
-        """What the heads read: [G, k], [G] → [G, bottleneck]."""
+        """What the heads read: [G, k], [G] → [G, code_size]."""
         level = (noise_std.clamp(min=1e-6).log() - LOG_NOISE_CENTRE) / LOG_NOISE_SCALE  # [G]
         norm = mean.norm(dim=1, keepdim=True)
         scaled = mean * math.sqrt(self.config.embed_dim)
         x = self.inlet(torch.cat([scaled, norm, level[:, None]], 1))
         # A fixed scale: a code that could shrink would, before the heads have learned to read it.
-        return functional.layer_norm(
+        of_trunk = functional.layer_norm(
             self.outlet(self.norm(self.blocks(x))), (self.config.bottleneck,)
         )
+        if not self.config.direct:
+            return of_trunk
+        log_noise = noise_std.clamp(min=1e-6).log() + 0.5 * math.log(self.config.embed_dim)
+        gain = torch.sigmoid(self.slope * (self.log_std - log_noise[:, None]))  # [G, k]
+        return torch.cat([of_trunk, scaled / DIRECT_STD * gain], 1)
 
     def forward(self, mean: Tensor, noise_std: Tensor) -> Weights:
         """Emits G adapters.
@@ -95,7 +113,7 @@ class Hypernetwork(nn.Module):
         Returns:
             Site name → (A [1, r, in, …] shared, B [G, out, r]).
         """
-        code = self.code(mean, noise_std) / math.sqrt(self.config.bottleneck)
+        code = self.code(mean, noise_std) / math.sqrt(self.config.code_size)
         cores = torch.split(self.head(code), self.sizes, dim=1)
         weights: Weights = {}
         for site, a, u, core in zip(self.sites, self.a, self.u, cores, strict=True):

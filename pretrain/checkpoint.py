@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,10 +91,11 @@ def cut_log(path: Path, done: int) -> None:
     path.write_text("".join(kept))
 
 
-def load_average(folder: Path, module: nn.Module) -> None:
+def load_average(folder: Path, module: nn.Module, parts: Sequence[str] = ()) -> None:
     """Loads the averaged weights that a run left in `folder` into the parameters of a module.
 
-    Parameters of the run that the module does not have are left alone.
+    Parameters of the run that the module does not have are left alone, and so are those of the
+    module whose names begin with none of `parts`, where these are given.
 
     Raises:
         UsageError: no checkpoint there, or one that lacks a parameter or has it in another size.
@@ -106,7 +107,11 @@ def load_average(folder: Path, module: nn.Module) -> None:
             found=str(folder),
             todo="Give the folder that `hyperdp pretrain` wrote with -o.",
         )
-    params = dict(module.named_parameters())
+    params = {
+        name: p
+        for name, p in module.named_parameters()
+        if not parts or name.startswith(tuple(parts))
+    }
     with safe_open(path, "pt") as file:
         names = set(file.keys())
         sizes = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from hyperdp.encoder import Encoder, clip
 from hyperdp.hypernetwork import Hypernetwork
+from hyperdp.pretrain.feed import Feed, feed_seed, unpack
 from hyperdp.pretrain.fitting import fit
 from hyperdp.pretrain.foretell import Foretell
 from hyperdp.pretrain.task_pool import TaskPool
@@ -18,6 +20,44 @@ from hyperdp.pretrain.world import Tasks
 
 if TYPE_CHECKING:
     from hyperdp.pretrain.hyper import HyperConfig
+
+
+class FedTaskPool:
+    """`TaskPool` whose tasks other processes draw, on the device: see `Feed`."""
+
+    def __init__(
+        self,
+        sampler: Tasks,
+        *,
+        seed: int,
+        size: int,
+        records: int,
+        fresh: int,
+        feeders: int,
+        device: torch.device,
+    ) -> None:
+        self.size, self.records, self.device = size, records, device
+
+        def one(rng: torch.Generator) -> tuple[Tensor, Tensor]:
+            images, content = sampler.draw_labelled(1, records, rng)
+            return images[0], content[0]
+
+        self.feed = Feed(one, seed=seed, size=size, fresh=fresh, feeders=feeders, device=device)
+
+    def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `TaskPool.draw`; on the device."""
+        images, content = self.feed.draw()
+        chosen = torch.randperm(self.size, generator=rng)[:count, None].to(self.device)
+        order = torch.rand(count, self.records, generator=rng).argsort(1).to(self.device)
+        return unpack(images[chosen, order]), content[chosen, order]
+
+    def state(self) -> Tensor:
+        """See `Feed.state`."""
+        return self.feed.state()
+
+    def restore(self, state: Tensor) -> None:
+        """See `Feed.restore`."""
+        self.feed.restore(state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +76,7 @@ class Conditioned:
     unseen: Tensor
     others: Tensor
     foretold: Tensor
-    figures: dict[str, float]
+    figures: dict[str, Tensor]
 
 
 class Conditioning:
@@ -52,15 +92,24 @@ class Conditioning:
     ) -> None:
         self.config, self.encoder, self.hyper, self.foretell = config, encoder, hyper, foretell
         workers = config.loop.workers
-        self.pools = [
-            TaskPool(
-                sampler,
-                size=config.pool // workers,
-                fresh=max(1, config.fresh // workers),
-                records=config.support + max(config.queries, 32),
-            )
-            for _ in range(workers)
-        ]
+        sizes = {"size": config.pool // workers, "fresh": max(1, config.fresh // workers)}
+        records = config.support + max(config.queries, 32)
+        self.pools: Sequence[TaskPool | FedTaskPool]
+        if config.feeders:
+            device, each = next(hyper.parameters()).device, -(-config.feeders // workers)
+            self.pools = [
+                FedTaskPool(
+                    sampler,
+                    seed=feed_seed(config.loop.seed, worker),
+                    records=records,
+                    feeders=each,
+                    device=device,
+                    **sizes,
+                )
+                for worker in range(workers)
+            ]
+        else:
+            self.pools = [TaskPool(sampler, records=records, **sizes) for _ in range(workers)]
 
     def draw(self, tasks: int, rng: torch.Generator, worker: int) -> Conditioned:
         """Conditions `tasks` tasks out of the worker's own pool."""
@@ -84,7 +133,7 @@ class Conditioning:
             unseen=unseen,
             others=torch.cat([support, unseen[:, c.queries :]], 1),
             foretold=cells + of_content + record,
-            figures={name: float(loss.detach()) for name, loss in losses.items()},
+            figures={name: loss.detach() for name, loss in losses.items()},
         )
 
     def state(self) -> Tensor:

@@ -16,7 +16,7 @@ from hyperdp.encoder import Encoder, EncoderConfig
 from hyperdp.errors import UsageError
 from hyperdp.families import load_family
 from hyperdp.family import Family
-from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
+from hyperdp.hypernetwork import TRUNK, Hypernetwork, HypernetworkConfig
 from hyperdp.lora import describe_sites
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.checkpoint import load_average
@@ -45,6 +45,8 @@ class HyperConfig:
         noise_low, noise_high: range of the noise std of the mean, log-uniform: what n = 64…10⁵ and
             ε = 0.1…16 produce.
         pool, fresh: see `TaskPool`.
+        feeders: processes that draw tasks and records ahead (`hyperdp.pretrain.feed`), for a GPU
+            that takes more than one process can draw; 0 draws at every step, in the process.
         cells: k-means cells that the code must foretell for unseen records, see `Foretell`.
         foretell_weight: weight of foretelling beside the base model's loss.
         foretell_steps: steps of foretelling alone, before the base model comes in.
@@ -54,12 +56,15 @@ class HyperConfig:
             Above 0 the base learns to be adapted: its weights take part in the adapters' loss too.
         base_records: records a step that the base's own loss is taken on.
         base_lr: the base's learning rate over that of the rest.
+        trunk_lr: that of what lies before ρ's heads. encoder_lr: the encoder's.
         prompt: what a text-conditional base is trained and sampled with; its own when "".
         gradient_checkpointing: save memory by computing the base's activations twice.
         mix: how often each kind of task is drawn, see the world's own (`TaskMix` for glyphs).
         start: folder of an earlier run whose averaged encoder, hypernetwork and foretelling heads
             training begins with, at the same sizes; or a bundle, which has no foretelling heads, so
             these are fresh; "" begins with all fresh. The base is `base`.
+        start_parts: begins of the names of the parameters that `start` gives, such as `encoder.` or
+            `hypernetwork.a.`, the others being fresh; all when empty.
     """
 
     name: str
@@ -73,6 +78,7 @@ class HyperConfig:
     noise_high: float = 0.2
     pool: int = 512
     fresh: int = 4
+    feeders: int = 0
     cells: int = 512
     foretell_weight: float = 0.02
     foretell_steps: int = 1000
@@ -82,9 +88,12 @@ class HyperConfig:
     base_weight: float = 0.0
     base_records: int = 16
     base_lr: float = 0.3
+    trunk_lr: float = 1.0
+    encoder_lr: float = 1.0
     prompt: str = ""
     gradient_checkpointing: bool = False
     start: str = ""
+    start_parts: list[str] = field(default_factory=list)
     sampling_steps: int = 24
     encoder: dict[str, Any] = field(default_factory=dict)
     hypernetwork: dict[str, Any] = field(default_factory=dict)
@@ -123,7 +132,7 @@ def train_hyper(
     sampler = world.tasks(0, config.mix)
     foretell = Foretell(
         embed_dim=k,
-        bottleneck=hyper.config.bottleneck,
+        bottleneck=hyper.config.code_size,
         cells=config.cells,
         content=sampler.content_classes,
         images=marginal,
@@ -131,7 +140,7 @@ def train_hyper(
     module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "foretell": foretell})
     module.to(device)
     if config.start:
-        _begin_with(Path(config.start), module)
+        _begin_with(Path(config.start), module, config.start_parts)
     conditioning = Conditioning(config, sampler, encoder, hyper, foretell)
     step = HyperStep(config, base, hyper, conditioning, world)
     if config.foretell_steps:
@@ -158,8 +167,12 @@ def train_hyper(
         step,
         folder,
         validation,
-        lr_scales={"base.": config.base_lr},
-        sampler=conditioning,
+        lr_scales={
+            "base.": config.base_lr,
+            "encoder.": config.encoder_lr,
+            **{f"hypernetwork.{part}": config.trunk_lr for part in TRUNK},
+        },
+        sampler=step,
         after=step.after,
     )
     loop.run("hypernetwork")
@@ -198,25 +211,37 @@ def train_hyper(
     return load_bundle(folder / "bundle")
 
 
-def _begin_with(start: Path, module: nn.ModuleDict) -> None:
+def _begin_with(start: Path, module: nn.ModuleDict, parts: list[str]) -> None:
     """Takes the weights of an earlier run, or of a bundle, into the networks that are trained.
 
     Raises:
         UsageError: there are none, or they are of other sizes.
     """
     if not (start / "bundle.json").is_file():
-        load_average(start, module)
+        load_average(start, module, parts)
         return
     bundle = load_bundle(start)
-    for name, found in (("encoder", bundle.encoder), ("hypernetwork", bundle.hypernetwork)):
-        ours = module[name]
-        if found.config != ours.config:
-            raise UsageError(
-                expected=f"the {name} of {start}'s sizes, {found.config}",
-                found=str(ours.config),
-                todo="Write that bundle's sizes into the recipe, or begin afresh.",
-            )
-        ours.load_state_dict(found.state_dict())
+    found = {"encoder": bundle.encoder, "hypernetwork": bundle.hypernetwork}
+    if not parts:
+        for name, part in found.items():
+            ours = module[name]
+            if part.config != ours.config:
+                raise UsageError(
+                    expected=f"the {name} of {start}'s sizes, {part.config}",
+                    found=str(ours.config),
+                    todo="Write that bundle's sizes into the recipe, or begin afresh.",
+                )
+    given = nn.ModuleDict(found).state_dict()
+    chosen = {k: v for k, v in given.items() if not parts or k.startswith(tuple(parts))}
+    own = module.state_dict()
+    wrong = [k for k, v in chosen.items() if k not in own or own[k].shape != v.shape]
+    if wrong or not chosen:
+        raise UsageError(
+            expected=f"start_parts that {start} has, in the recipe's sizes",
+            found=f"of another size or missing: {', '.join(wrong[:4]) or parts}",
+            todo="Leave these out of start_parts, or write that bundle's sizes into the recipe.",
+        )
+    module.load_state_dict(chosen, strict=False)
 
 
 def _open_base(config: HyperConfig) -> Family:

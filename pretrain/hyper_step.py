@@ -13,11 +13,15 @@ from hyperdp.family import Family
 from hyperdp.hypernetwork import Hypernetwork
 from hyperdp.lora import adapters
 from hyperdp.pretrain.conditioning import Conditioning
+from hyperdp.pretrain.feed import Feed, feed_seed, unpack
 from hyperdp.pretrain.fitting import fit
 from hyperdp.pretrain.world import World
 
 if TYPE_CHECKING:
     from hyperdp.pretrain.hyper import HyperConfig
+
+PLAIN_POOL = 512  # draws of plain records that are kept
+PLAIN_USES = 8  # of each, on average
 
 
 class HyperStep:
@@ -46,14 +50,48 @@ class HyperStep:
         self.bases = [base, *(twin(base) for _ in range(workers - 1))]
         self.plain = [twin(base) for _ in range(workers)] if config.base_weight > 0 else []
         self.hooks = [ExitStack() for _ in range(workers)]
+        self.feeds = self._feeds() if config.feeders and self.plain else []
 
-    def foretell(self, rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
+    def _feeds(self) -> list[Feed]:
+        """Where the base's own records come from, a share each; a few are replaced a step."""
+        count = self._plain_count() // PLAIN_USES or 1
+
+        def some(rng: torch.Generator) -> tuple[Tensor]:
+            return (self.world.records(count, 0, rng),)
+
+        device = next(self.hyper.parameters()).device
+        return [
+            Feed(
+                some,
+                seed=feed_seed(self.config.loop.seed, worker, kind=1),
+                size=PLAIN_POOL,
+                fresh=1,
+                feeders=2,
+                device=device,
+            )
+            for worker in range(len(self.plain))
+        ]
+
+    def _plain_records(self, worker: int, rng: torch.Generator) -> Tensor:
+        """Records that the base's own loss is taken on, float32 [N, C, H, W]."""
+        count = self._plain_count()
+        if not self.feeds:
+            return self.world.records(count, 0, rng)
+        [pool] = self.feeds[worker].draw()
+        records = pool.flatten(0, 1)
+        chosen = torch.randint(len(records), (count,), generator=rng).to(records.device)
+        return unpack(records[chosen])
+
+    def _plain_count(self) -> int:
+        return self.config.base_records // self.config.loop.workers
+
+    def foretell(self, rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Foretelling alone: its loss and the parts of it."""
         count = self.config.foretell_tasks // self.config.loop.workers
         drawn = self.conditioning.draw(count, rng, worker)
         return drawn.foretold, drawn.figures
 
-    def __call__(self, rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The base model's loss under the adapters, with what the recipe adds to it."""
         c, own = self.config, self.bases[worker]
         drawn = self.conditioning.draw(c.tasks // c.loop.workers, rng, worker)
@@ -65,14 +103,28 @@ class HyperStep:
         if not c.gradient_checkpointing:
             self.after(worker)  # else activations are computed once more, with the adapters
         loss = flow + c.foretell_weight * drawn.foretold
-        figures = {"flow": float(flow.detach()), **drawn.figures}
+        figures = {"flow": flow.detach(), **drawn.figures}
         if c.base_weight > 0:
-            drawn_plain = self.world.records(c.base_records // c.loop.workers, 0, rng)
-            images = fit(drawn_plain, own.image_shape).to(queries.device)
+            records = self._plain_records(worker, rng)
+            images = fit(records, own.image_shape).to(queries.device)
             plain = self.plain[worker].loss(images, rng).mean()
             loss = loss + c.base_weight * plain
-            figures["base"] = float(plain.detach())
+            figures["base"] = plain.detach()
         return loss, figures
+
+    def state(self) -> Tensor:
+        """See `Sampler`: of the tasks' pools, and of what the base's own records come from."""
+        parts = [self.conditioning.state()]
+        if self.feeds:
+            parts.append(torch.stack([feed.state() for feed in self.feeds]))
+        return torch.cat(parts, 1)
+
+    def restore(self, state: Tensor) -> None:
+        """See `Sampler`."""
+        own = len(self.conditioning.pools[0].state())
+        self.conditioning.restore(state[:, :own])
+        for feed, part in zip(self.feeds, state[:, own:], strict=False):
+            feed.restore(part)
 
     def after(self, worker: int) -> None:
         """Takes the adapters out of the worker's base."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,7 +29,7 @@ from hyperdp.pretrain.checkpoint import CHECKPOINT, Training, cut_log
 from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.shares import make_accelerator, own_shares, threads
 
-Step = Callable[[torch.Generator, int], tuple[Tensor, dict[str, float]]]
+Step = Callable[[torch.Generator, int], tuple[Tensor, Mapping[str, Tensor | float]]]
 
 
 class Sampler(Protocol):
@@ -80,6 +80,9 @@ class Loop:
         self.sampler, self.after = sampler, after
         self.accelerator = make_accelerator(config.tracker, folder)
         module.to(self.accelerator.device)
+        torch.backends.cudnn.benchmark = (
+            True  # a GPU tries its convolutions once, at the first step
+        )
         self.shares = own_shares(config.workers, self.accelerator)
         self.params = {n: p for n, p in module.named_parameters() if p.requires_grad}
         groups: dict[float, list[Tensor]] = {}
@@ -98,7 +101,7 @@ class Loop:
         self.done = 0
         self.seconds = 0.0
         self.smooth: dict[str, float] = {}
-        self.figures: dict[int, dict[str, float]] = {}
+        self.figures: dict[int, dict[str, Tensor | float]] = {}
         self.share: nn.Module = _Share(self)
         if self.accelerator.num_processes > 1:
             self.share = self.accelerator.prepare_model(self.share)
@@ -176,7 +179,7 @@ class Loop:
                     loss = self.share(rng, worker)
                 # Processes average what each of them has added up.
                 (loss * (processes / count)).backward()
-            self.figures[worker]["loss"] = float(loss.detach())
+            self.figures[worker]["loss"] = loss.detach()
             if self.after is not None:
                 self.after(worker)
 
@@ -188,7 +191,9 @@ class Loop:
             list(workers.map(share, self.shares))
         own = [self.figures[worker] for worker in self.shares]
         names = sorted(own[0])
-        totals = torch.tensor([sum(f[name] for f in own) for name in names], dtype=torch.float64)
+        # Together and at the end: reading a figure waits for the GPU.
+        figures = [torch.as_tensor(f[name]).float() for f in own for name in names]
+        totals = torch.stack(figures).double().cpu().view(len(own), len(names)).sum(0)
         if processes > 1:
             totals = self.accelerator.reduce(totals.to(self.accelerator.device), "sum")
         return dict(zip(names, (totals / count).tolist(), strict=True))
@@ -260,5 +265,5 @@ class _Share(nn.Module):
         """The scalar loss of the share; its figures go to the loop."""
         [loop] = self._loop
         loss, figures = loop.step_fn(rng, worker)
-        loop.figures[worker] = figures
+        loop.figures[worker] = dict(figures)
         return loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -15,12 +16,13 @@ from hyperdp.processes import processes
 
 
 def commit() -> str:
-    """The commit of the working folder, or `unknown`."""
+    """The commit of the working folder; where that is a bare copy, HYPERDP_COMMIT, or `unknown`."""
+    told = os.environ.get("HYPERDP_COMMIT", "unknown")
     git = shutil.which("git")
     if git is None:
-        return "unknown"
+        return told
     found = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603
-    return found.stdout.strip() or "unknown"
+    return found.stdout.strip() or told
 
 
 def hardware() -> str:

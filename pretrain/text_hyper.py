@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hyperdp.encoder import clip
-from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
+from hyperdp.hypernetwork import TRUNK, Hypernetwork, HypernetworkConfig
 from hyperdp.lora import adapters, describe_sites
 from hyperdp.pretrain import text_corpus as corpus_module
 from hyperdp.pretrain.loop import Loop
@@ -32,7 +32,6 @@ from hyperdp.text_bundle import TextBundle, TextBundleConfig, load_text_bundle, 
 from hyperdp.text_encoder import TokenEncoder, build_text_encoder
 from hyperdp.text_family import CausalText
 
-TRUNK = ("inlet.", "blocks.", "norm.", "outlet.")  # of ρ, before its heads
 TOLD_WORDS = 4096  # that tell clusters apart
 
 
@@ -202,7 +201,7 @@ def train_text_hyper(
     hyper = Hypernetwork(
         HypernetworkConfig(embed_dim=k, **config.hypernetwork), describe_sites(base.model, sites)
     )
-    words = WordForetelling(hyper.config.bottleneck, vocab)
+    words = WordForetelling(hyper.config.code_size, vocab)
     module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "words": words})
     sampler = TextTaskSampler(corpus, told_words(tokens), 0, config.mix)  # it draws rows alone
 
