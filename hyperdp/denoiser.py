@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hyperdp.draws import normal
 from hyperdp.family import Progress, plain_attention
 from hyperdp.latents import Latents
 from hyperdp.noising import Noising
@@ -69,7 +70,7 @@ class Denoiser:
         self.scheduler.save_pretrained(folder / "scheduler")
         self.latents.save(folder)
 
-    def loss(self, images: Tensor, rng: torch.Generator) -> Tensor:
+    def loss(self, images: Tensor, rng: torch.Generator | None) -> Tensor:
         """The loss that the network was trained with.
 
         Args:
@@ -81,7 +82,7 @@ class Denoiser:
         """
         return self._drawn_loss(images, rng)
 
-    def adapter_loss(self, images: Tensor, pool: Tensor, rng: torch.Generator) -> Tensor:
+    def adapter_loss(self, images: Tensor, pool: Tensor, rng: torch.Generator | None) -> Tensor:
         """The same loss of records of G datasets, [G, b, C, H, W] → [G·b]; `pool` is not needed."""
         return self.loss(images.flatten(0, 1), rng)
 
@@ -89,10 +90,10 @@ class Denoiser:
         """The same loss at given times `s` [B] in (0, 1) and noise [B, c, h, w]."""
         return self._loss(self.latents.encode(images), s, noise)
 
-    def _drawn_loss(self, images: Tensor, rng: torch.Generator, **asked: Any) -> Tensor:
+    def _drawn_loss(self, images: Tensor, rng: torch.Generator | None, **asked: Any) -> Tensor:
         device = images.device
-        s = self.noising.times(len(images), rng).to(device)
-        noise = torch.randn((len(images), *self.noise_shape), generator=rng).to(device)
+        s = self.noising.times(len(images), rng, device)
+        noise = normal((len(images), *self.noise_shape), rng, device)
         return self._loss(self.latents.encode(images, rng), s, noise, **asked)
 
     def _loss(self, clean: Tensor, s: Tensor, noise: Tensor, **asked: Any) -> Tensor:

@@ -15,6 +15,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
+from hyperdp.draws import normal, uniform
+
 Progress = Callable[[int, int], None]
 HIGH_TIMES = 0.5  # share of an adapter's training times that fall where content is decided
 
@@ -53,10 +55,10 @@ class Family(Protocol):
     def to(self, device: torch.device) -> None:
         """Moves every network of the base."""
 
-    def loss(self, images: Tensor, rng: torch.Generator) -> Tensor:
+    def loss(self, images: Tensor, rng: torch.Generator | None) -> Tensor:
         """Per-record training loss, float32 [B]."""
 
-    def adapter_loss(self, images: Tensor, pool: Tensor, rng: torch.Generator) -> Tensor:
+    def adapter_loss(self, images: Tensor, pool: Tensor, rng: torch.Generator | None) -> Tensor:
         """Per-record loss that adapters are trained with, [G, b, …] and [G, K, …] → [G·b]."""
 
     def loss_at(self, images: Tensor, s: Tensor, noise: Tensor) -> Tensor:
@@ -93,21 +95,6 @@ def plain_attention(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor())
-
-
-def draw_noise(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Standard normal numbers in the shape of some records, where they are.
-
-    Args:
-        images: any shape.
-        rng: CPU generator. A GPU draws by a generator of its own, seeded from this one: the
-            processor would be slower at drawing than the GPU at all the rest of a training step.
-    """
-    if images.device.type == "cpu":
-        return torch.randn(images.shape, generator=rng)
-    seed = int(torch.randint(2**62, (1,), generator=rng))
-    own = torch.Generator(images.device).manual_seed(seed)
-    return torch.randn(images.shape, generator=own, device=images.device)
 
 
 def residual_sites(model: nn.Module) -> list[str]:
@@ -179,21 +166,21 @@ class UNetFlow:
         model.save_pretrained(folder / "unet", safe_serialization=True)
         self.scheduler.save_pretrained(folder / "scheduler")
 
-    def loss(self, images: Tensor, rng: torch.Generator) -> Tensor:
+    def loss(self, images: Tensor, rng: torch.Generator | None) -> Tensor:
         """Flow-matching loss of each record.
 
         Args:
             images: float32 [B, C, H, W] in [-1, 1].
-            rng: CPU generator of times and noise.
+            rng: CPU generator of times and noise; None for the device's own.
 
         Returns:
             float32 [B], mean squared error over pixels.
         """
-        s = torch.sigmoid(torch.randn(len(images), generator=rng)).to(images.device)  # [B]
-        noise = draw_noise(images, rng)
+        s = torch.sigmoid(normal((len(images),), rng, images.device))  # [B]
+        noise = normal(images.shape, rng, images.device)
         return self.loss_at(images, s, noise)
 
-    def adapter_loss(self, images: Tensor, pool: Tensor, rng: torch.Generator) -> Tensor:
+    def adapter_loss(self, images: Tensor, pool: Tensor, rng: torch.Generator | None) -> Tensor:
         """Flow-matching loss for training adapters: more of it where content is decided.
 
         Two glyphs are hard to tell apart only above s = 0.8, where the plain times hardly ever
@@ -204,17 +191,17 @@ class UNetFlow:
         Args:
             images: float32 [G, b, C, H, W], records of G datasets.
             pool: float32 [G, K, C, H, W], records of the same datasets.
-            rng: CPU generator of times and noise.
+            rng: CPU generator of times and noise; None for the device's own.
 
         Returns:
             float32 [G·b].
         """
         groups, count = images.shape[:2]
-        high = torch.rand(groups * count, generator=rng) < HIGH_TIMES
-        gauss = torch.randn(groups * count, generator=rng)
-        s = torch.sigmoid(torch.where(high, 2.0 + 0.8 * gauss, gauss)).clamp(max=0.999)
-        s = s.to(images.device)  # [G·b]
-        noise = draw_noise(images, rng).flatten(0, 1)
+        device = images.device
+        high = uniform((groups * count,), rng, device) < HIGH_TIMES
+        gauss = normal((groups * count,), rng, device)
+        s = torch.sigmoid(torch.where(high, 2.0 + 0.8 * gauss, gauss)).clamp(max=0.999)  # [G·b]
+        noise = normal(images.shape, rng, device).flatten(0, 1)
         w = s[:, None, None, None]
         noisy = (1 - w) * images.flatten(0, 1) + w * noise  # [G·b, C, H, W]
         with torch.autocast(images.device.type, enabled=False):  # distances need their digits

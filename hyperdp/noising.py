@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from hyperdp.draws import normal, uniform
 from hyperdp.errors import UsageError
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -62,12 +63,12 @@ class Noising:
             return noisy, t, clean
         return noisy, t, self._process.get_velocity(clean, noise, t)
 
-    def times(self, count: int, rng: torch.Generator) -> Tensor:
+    def times(self, count: int, rng: torch.Generator | None, device: torch.device) -> Tensor:
         """Times that a base is trained at, float32 [count] in (0, 1).
 
         Logit-normal for flow matching (Esser et al. 2024, arXiv 2403.03206), uniform else
         (Ho et al. 2020, arXiv 2006.11239).
         """
         if self.flow:
-            return torch.sigmoid(torch.randn(count, generator=rng))
-        return torch.rand(count, generator=rng)
+            return torch.sigmoid(normal((count,), rng, device))
+        return uniform((count,), rng, device)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hyperdp.draws import chosen, normal, uniform
 from hyperdp.encoder import Encoder, clip
 from hyperdp.hypernetwork import Hypernetwork
 from hyperdp.pretrain.feed import Feed, feed_seed, unpack
@@ -44,12 +45,16 @@ class FedTaskPool:
 
         self.feed = Feed(one, seed=seed, size=size, fresh=fresh, feeders=feeders, device=device)
 
-    def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def refill(self) -> None:
+        """See `Feed.refill`."""
+        self.feed.refill()
+
+    def draw(self, count: int, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """See `TaskPool.draw`; on the device."""
-        images, content = self.feed.draw()
-        chosen = torch.randperm(self.size, generator=rng)[:count, None].to(self.device)
-        order = torch.rand(count, self.records, generator=rng).argsort(1).to(self.device)
-        return unpack(images[chosen, order]), content[chosen, order]
+        images, content = self.feed.pool()
+        which = chosen(count, self.size, rng, self.device)[:, None]
+        order = uniform((count, self.records), rng, self.device).argsort(1)
+        return unpack(images[which, order]), content[which, order]
 
     def state(self) -> Tensor:
         """See `Feed.state`."""
@@ -111,17 +116,20 @@ class Conditioning:
         else:
             self.pools = [TaskPool(sampler, records=records, **sizes) for _ in range(workers)]
 
-    def draw(self, tasks: int, rng: torch.Generator, worker: int) -> Conditioned:
+    def refill(self, worker: int) -> None:
+        """Replaces some tasks of the worker's own pool."""
+        self.pools[worker].refill()
+
+    def draw(self, tasks: int, rng: torch.Generator | None, worker: int) -> Conditioned:
         """Conditions `tasks` tasks out of the worker's own pool."""
         c = self.config
         device = next(self.hyper.parameters()).device
         images, content = (part.to(device) for part in self.pools[worker].draw(tasks, rng))
         support, unseen = images[:, : c.support], images[:, c.support :]
         low, high = math.log(c.noise_low), math.log(c.noise_high)
-        noise_std = torch.exp(torch.rand(tasks, generator=rng) * (high - low) + low)  # [G]
-        noise_std = noise_std.to(device)
+        noise_std = torch.exp(uniform((tasks,), rng, device) * (high - low) + low)  # [G]
         mean, embeddings = self._embed(support)
-        mean = mean + noise_std[:, None] * torch.randn(mean.shape, generator=rng).to(device)
+        mean = mean + noise_std[:, None] * normal(mean.shape, rng, device)
         code = self.hyper.code(mean, noise_std)
         cells, of_content = self.foretell.set_loss(code, unseen, content[:, c.support :])
         shown = content[:, : min(c.support, c.support_grad)].flatten()

@@ -50,34 +50,38 @@ class Feed:
         self.parts: list[Tensor] | None = None
         self._stream: Iterator[Any] | None = None
 
-    def draw(self) -> list[Tensor]:
-        """Replaces a few draws and gives the whole pool; do not change it.
-
-        Returns:
-            Each part of all draws, [size, …]; images as uint8, see `unpack`.
-        """
+    def refill(self) -> None:
+        """Replaces a few draws; the first time, makes them all."""
         if self._stream is None or self.parts is None:
             first = max(0, self.next - self.size)
             stream = self._open(first)
-            parts: list[Tensor] | None = None
+            parts: list[Tensor] = []
             while first < max(self.next, self.size):
                 batch = next(stream)
-                if parts is None:
-                    parts = [
-                        torch.empty(self.size, *part.shape[1:], dtype=part.dtype).to(self.device)
-                        for part in batch
-                    ]
+                parts = parts or [
+                    torch.empty(self.size, *part.shape[1:], dtype=part.dtype, device=self.device)
+                    for part in batch
+                ]
                 first = self._put(parts, batch, first)
             self._stream, self.parts, self.next = stream, parts, first
-        self.next = self._put(self.parts or [], next(self._stream), self.next)
-        return self.parts or []
+        self.next = self._put(self.parts, next(self._stream), self.next)
+
+    def pool(self) -> list[Tensor]:
+        """Each part of all draws, [size, …], images as uint8 (see `unpack`); they change in place.
+
+        Raises:
+            RuntimeError: there are none before the first `refill`.
+        """
+        if self.parts is None:
+            raise RuntimeError("the pool is empty: refill it first")
+        return self.parts
 
     def _put(self, parts: list[Tensor], batch: list[Tensor], first: int) -> int:
         """Draws `first`, `first` + 1, … take their places; returns the number after the last."""
         count = len(batch[0])
         slots = (torch.arange(first, first + count) % self.size).to(self.device)
         for part, new in zip(parts, batch, strict=True):
-            part[slots] = new.to(self.device, non_blocking=True)
+            part[slots] = new.to(self.device)
         return first + count
 
     def _open(self, first: int) -> Iterator[Any]:
@@ -87,7 +91,6 @@ class Feed:
             sampler=itertools.count(first),
             num_workers=self.feeders,
             prefetch_factor=AHEAD,
-            pin_memory=self.device.type == "cuda",
             multiprocessing_context="fork",
         )
         return iter(loader)

@@ -15,9 +15,10 @@ from hyperdp.bundle import Bundle, BundleConfig, load_bundle, save_bundle
 from hyperdp.encoder import Encoder, EncoderConfig
 from hyperdp.errors import UsageError
 from hyperdp.families import load_family
-from hyperdp.family import Family
+from hyperdp.family import Family, UNetFlow
 from hyperdp.hypernetwork import TRUNK, Hypernetwork, HypernetworkConfig
 from hyperdp.lora import describe_sites
+from hyperdp.narrow_norms import narrow_norms
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.checkpoint import load_average
 from hyperdp.pretrain.conditioning import Conditioning
@@ -147,7 +148,14 @@ def train_hyper(
         first = dataclasses.replace(
             config.loop, steps=config.foretell_steps, lr=config.foretell_lr, ema=0.99
         )
-        early = Loop(first, module, step.foretell, folder / "foretell", sampler=conditioning)
+        early = Loop(
+            dataclasses.replace(first, graph=False),
+            module,
+            step.foretell,
+            folder / "foretell",
+            sampler=conditioning,
+            before=conditioning.refill,
+        )
         early.run("foretelling")
     if config.base_weight > 0:
         module["base"] = base.model
@@ -174,6 +182,7 @@ def train_hyper(
         },
         sampler=step,
         after=step.after,
+        before=step.refill,
     )
     loop.run("hypernetwork")
     module.eval()
@@ -251,6 +260,12 @@ def _open_base(config: HyperConfig) -> Family:
         UsageError: there is none that hyperdp knows, or it takes no prompt.
     """
     base = load_family(Path(config.base))
+    if config.loop.graph and not (isinstance(base, UNetFlow) and config.feeders):
+        raise UsageError(
+            expected="feeders and a base of the family unet-flow, for a step as one graph",
+            found=f"feeders = {config.feeders} and a base of the family {base.name}",
+            todo="Leave `graph` out of the recipe's [loop], or set feeders.",
+        )
     if config.prompt:
         if not isinstance(base, StableDiffusion):
             raise UsageError(
@@ -263,5 +278,7 @@ def _open_base(config: HyperConfig) -> Family:
     if config.gradient_checkpointing:
         base.model.enable_gradient_checkpointing()  # type: ignore[operator]
     base.to(processes().device)
+    if processes().device.type == "cuda" and config.loop.bf16:
+        narrow_norms(base.model)
     base.model.requires_grad_(config.base_weight > 0)
     return base

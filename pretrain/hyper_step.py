@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hyperdp.draws import chosen
 from hyperdp.family import Family
 from hyperdp.hypernetwork import Hypernetwork
 from hyperdp.lora import adapters
@@ -72,26 +73,37 @@ class HyperStep:
             for worker in range(len(self.plain))
         ]
 
-    def _plain_records(self, worker: int, rng: torch.Generator) -> Tensor:
+    def _plain_records(self, worker: int, rng: torch.Generator | None) -> Tensor:
         """Records that the base's own loss is taken on, float32 [N, C, H, W]."""
         count = self._plain_count()
         if not self.feeds:
+            if rng is None:
+                raise ValueError("these records are drawn by the processor: give a generator")
             return self.world.records(count, 0, rng)
-        [pool] = self.feeds[worker].draw()
+        [pool] = self.feeds[worker].pool()
         records = pool.flatten(0, 1)
-        chosen = torch.randint(len(records), (count,), generator=rng).to(records.device)
-        return unpack(records[chosen])
+        return unpack(records[chosen(count, len(records), rng, records.device)])
 
     def _plain_count(self) -> int:
         return self.config.base_records // self.config.loop.workers
 
-    def foretell(self, rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def refill(self, worker: int) -> None:
+        """Brings new records into a worker's pools."""
+        self.conditioning.refill(worker)
+        if self.feeds:
+            self.feeds[worker].refill()
+
+    def foretell(
+        self, rng: torch.Generator | None, worker: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Foretelling alone: its loss and the parts of it."""
         count = self.config.foretell_tasks // self.config.loop.workers
         drawn = self.conditioning.draw(count, rng, worker)
         return drawn.foretold, drawn.figures
 
-    def __call__(self, rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, rng: torch.Generator | None, worker: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The base model's loss under the adapters, with what the recipe adds to it."""
         c, own = self.config, self.bases[worker]
         drawn = self.conditioning.draw(c.tasks // c.loop.workers, rng, worker)

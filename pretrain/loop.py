@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from rich.progress import (
@@ -26,10 +26,16 @@ from rich.progress import (
 from torch import Tensor, nn
 
 from hyperdp.pretrain.checkpoint import CHECKPOINT, Training, cut_log
+from hyperdp.pretrain.graph import GraphedShare
 from hyperdp.pretrain.loop_config import LoopConfig
-from hyperdp.pretrain.shares import make_accelerator, own_shares, threads
+from hyperdp.pretrain.shares import check_graph, make_accelerator, own_shares, threads
 
-Step = Callable[[torch.Generator, int], tuple[Tensor, Mapping[str, Tensor | float]]]
+Figures = Mapping[str, Tensor | float]
+
+
+# (rng, worker) → the scalar loss of the worker's share, and figures to log. rng is a CPU generator
+# of all that is drawn, or None for the device's own, which the loop has seeded.
+Step = Callable[[Any, int], tuple[Tensor, Figures]]
 
 
 class Sampler(Protocol):
@@ -48,15 +54,17 @@ class Loop:
     Args:
         config: see `LoopConfig`.
         module: its parameters that require gradients are trained, averaged and saved.
-        step: (rng, worker) → scalar loss of the worker's share and a dict of figures to log.
+        step: see `Step`.
         folder: checkpoint and `log.jsonl` go here.
         validate: called with the averaged weights in place; returns figures to log.
         lr_scales: start of a parameter's name → factor on its learning rate.
         sampler: kept in the checkpoint too.
         after: called with the worker when the gradients of its share are there.
+        before: called with the worker before its share.
 
     Raises:
-        UsageError: the processes cannot divide the shares, or accelerate has no such tracker.
+        UsageError: the processes cannot divide the shares, accelerate has no such tracker, or a
+            graph is asked for where there cannot be one.
     """
 
     def __init__(
@@ -69,6 +77,7 @@ class Loop:
         lr_scales: dict[str, float] | None = None,
         sampler: Sampler | None = None,
         after: Callable[[int], None] | None = None,
+        before: Callable[[int], None] | None = None,
     ) -> None:
         self.config, self.module, self.step_fn, self.folder, self.validate = (
             config,
@@ -77,7 +86,7 @@ class Loop:
             folder,
             validate,
         )
-        self.sampler, self.after = sampler, after
+        self.sampler, self.after, self.before = sampler, after, before
         self.accelerator = make_accelerator(config.tracker, folder)
         module.to(self.accelerator.device)
         torch.backends.cudnn.benchmark = (
@@ -102,6 +111,7 @@ class Loop:
         self.seconds = 0.0
         self.smooth: dict[str, float] = {}
         self.figures: dict[int, dict[str, Tensor | float]] = {}
+        self.graph = self._graphed() if config.graph else None
         self.share: nn.Module = _Share(self)
         if self.accelerator.num_processes > 1:
             self.share = self.accelerator.prepare_model(self.share)
@@ -129,7 +139,8 @@ class Loop:
                 began = time.monotonic()
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.config.lr_at(self.done) * group["scale"]
-                self.optimizer.zero_grad(set_to_none=True)
+                if self.graph is None:  # else the gradients are overwritten where they are
+                    self.optimizer.zero_grad(set_to_none=True)
                 figures = self._gradients(workers)
                 norm = nn.utils.clip_grad_norm_(list(self.params.values()), c.clip)
                 if not torch.isfinite(norm):
@@ -172,6 +183,11 @@ class Loop:
         torch.manual_seed(seeds[self.shares[0]])  # of what a base model's own layers may draw
 
         def share(worker: int) -> None:
+            if self.before is not None:
+                self.before(worker)
+            if self.graph is not None:
+                self.graph()
+                return
             rng = torch.Generator().manual_seed(seeds[worker])
             waits = processes > 1 and worker != self.shares[-1]  # gradients travel once
             with self.accelerator.no_sync(self.share) if waits else nullcontext():
@@ -183,7 +199,8 @@ class Loop:
             if self.after is not None:
                 self.after(worker)
 
-        self.figures.clear()
+        if self.graph is None:
+            self.figures.clear()
         if workers is None:
             for worker in self.shares:
                 share(worker)
@@ -197,6 +214,17 @@ class Loop:
         if processes > 1:
             totals = self.accelerator.reduce(totals.to(self.accelerator.device), "sum")
         return dict(zip(names, (totals / count).tolist(), strict=True))
+
+    def _graphed(self) -> GraphedShare:
+        check_graph(self.config, self.accelerator)
+
+        def share() -> Tensor:
+            with torch.autocast("cuda", torch.bfloat16, enabled=self.config.bf16):
+                loss, figures = self.step_fn(None, 0)
+            self.figures[0] = {**figures, "loss": loss.detach()}
+            return loss
+
+        return GraphedShare(share, self.params.values())
 
     def validated(self) -> dict[str, float]:
         """Figures of `validate` with the averaged weights in place."""
@@ -261,7 +289,7 @@ class _Share(nn.Module):
         self.module = loop.module
         self._loop = [loop]  # in a list, so that it is no part of the module
 
-    def forward(self, rng: torch.Generator, worker: int) -> Tensor:
+    def forward(self, rng: Any, worker: int) -> Tensor:
         """The scalar loss of the share; its figures go to the loop."""
         [loop] = self._loop
         loss, figures = loop.step_fn(rng, worker)

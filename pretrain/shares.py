@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from hyperdp.errors import UsageError
+from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.processes import processes
 
 
@@ -54,6 +55,22 @@ def own_shares(workers: int, accelerator: Accelerator) -> list[int]:
             todo="Set workers in the recipe's [loop] accordingly.",
         )
     return list(range(accelerator.process_index, workers, processes))
+
+
+def check_graph(config: LoopConfig, accelerator: Accelerator) -> None:
+    """Whether a step can be captured as a CUDA graph.
+
+    Raises:
+        UsageError: there is no GPU, or there are several shares or processes.
+    """
+    device = accelerator.device.type
+    if device == "cuda" and config.workers == 1 and accelerator.num_processes == 1:
+        return
+    raise UsageError(
+        expected="one share in one process on a GPU, for a step as one graph",
+        found=f"{config.workers} shares, {accelerator.num_processes} processes, on {device}",
+        todo="Leave `graph` out of the recipe's [loop], or set workers = 1 and use one GPU.",
+    )
 
 
 @contextmanager

@@ -27,12 +27,17 @@ class TaskPool:
         self.seeds: Tensor | None = None
         self.next = 0
 
-    def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def refill(self) -> None:
+        """Nothing: tasks are replaced by the generator that draws."""
+
+    def draw(self, count: int, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Tasks from the pool, records in random order.
 
         Returns:
             float32 [count, records, C, H, W] and their content, int64 [count, records].
         """
+        if rng is None:
+            raise ValueError("these tasks are drawn by the processor: give a generator, or feeders")
         if self.seeds is None:
             self.seeds = torch.randint(2**62, (self.size,), generator=rng)
         if self.images is None or self.content is None:
