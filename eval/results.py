@@ -177,16 +177,18 @@ def check_marks(page: Path, name: str) -> tuple[str, str]:
 def provenance() -> dict[str, str]:
     """`commit`, `hardware` and `command` of this run, for `Row`.
 
-    The commit of a bare copy of the tree is what HYPERDP_COMMIT says.
+    The commit of a copy that git does not know is what HYPERDP_COMMIT says.
     """
     git = shutil.which("git")
-    commit = os.environ.get("HYPERDP_COMMIT", "unknown")
-    if git is not None:
+    commit = os.environ.get("HYPERDP_COMMIT", "")[:7]
+    if git is not None and not commit:
         asked = [git, "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
         found = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603
         commit = found.stdout.strip() or commit
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return {"commit": commit, "hardware": hardware(), "command": " ".join(words)}
+    return {
+        "commit": commit or "unknown", "hardware": hardware(), "command": " ".join(words)
+    }  # fmt: skip
 
 
 def hardware() -> str:

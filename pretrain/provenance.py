@@ -16,13 +16,13 @@ from hyperdp.processes import processes
 
 
 def commit() -> str:
-    """The commit of the working folder; where that is a bare copy, HYPERDP_COMMIT, or `unknown`."""
-    told = os.environ.get("HYPERDP_COMMIT", "unknown")
+    """What HYPERDP_COMMIT says (of a copy of the tree), or the working folder's, or `unknown`."""
+    told = os.environ.get("HYPERDP_COMMIT", "")
     git = shutil.which("git")
-    if git is None:
-        return told
+    if told or git is None:
+        return told or "unknown"
     found = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603
-    return found.stdout.strip() or told
+    return found.stdout.strip() or "unknown"
 
 
 def hardware() -> str:
