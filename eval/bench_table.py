@@ -6,26 +6,33 @@ from pathlib import Path
 
 from hyperdp.bundle import load_bundle
 from hyperdp.eval.bench_recipe import BenchConfig, cells
+from hyperdp.eval.earlier import base_name, caption, measured_base
 from hyperdp.eval.results import Row, read_rows, to_markdown
 
 METRICS = ("fid", "kid", "recovered_gain")
 
 
-def stored_rows(config: BenchConfig, path: Path) -> list[Row]:
+def stored_rows(config: BenchConfig, path: Path, *, earlier: bool = False) -> list[Row]:
     """The rows of a recipe's bundle as it is now, in the order of the recipe.
 
     Args:
         config: the recipe.
         path: JSONL.
+        earlier: where there are none, those of the bundle before, see `stored_caption`.
 
     Returns:
         Rows; [] where nothing is measured yet.
     """
-    bundle = load_bundle(config.bundle)
-    base = f"{bundle.name}-{bundle.hash[:8]}"
-    return in_order(
-        config, [r for r in read_rows(path) if (r.bench, r.base) == (config.bench, base)]
-    )
+    known = read_rows(path)
+    base = base_name(load_bundle(config.bundle))
+    base = measured_base(known, config.bench, base) if earlier else base
+    return in_order(config, [r for r in known if (r.bench, r.base) == (config.bench, base)])
+
+
+def stored_caption(config: BenchConfig, path: Path) -> str:
+    """What has to stand above the table of `stored_rows(…, earlier=True)`, see `caption`."""
+    base = base_name(load_bundle(config.bundle))
+    return caption(measured_base(read_rows(path), config.bench, base), base)
 
 
 def in_order(config: BenchConfig, rows: list[Row]) -> list[Row]:

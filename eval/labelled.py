@@ -19,6 +19,7 @@ from hyperdp.errors import DataError
 from hyperdp.eval.cells import Cell, OnCell, Only, measure_cells, row_key
 from hyperdp.eval.class_learners import class_config, class_fits
 from hyperdp.eval.digit_classifier import train_classifier
+from hyperdp.eval.earlier import caption, measured_base
 from hyperdp.eval.labelled_dpsgd import PrivateClassifiers
 from hyperdp.eval.labelled_recipe import (
     AND_PUBLIC,
@@ -229,7 +230,8 @@ def run_labelled(
         only: which cells; all when None.
         speed: of the `dpsgd` methods.
         on_cell: see `OnCell`.
-        measure: False takes the rows there are.
+        measure: False takes the rows there are; where none are of the bundle as it is now, those
+            of the one before, see `labelled_caption`.
 
     Returns:
         The rows of this recipe's cells, old and new, in the order of the cells.
@@ -249,7 +251,14 @@ def run_labelled(
 
     # A table alone needs no set to lie here: a cell that a set is too small for has no rows.
     sizes = {n: len(world(n).data.pool) if measure else max(config.n) for n in config.private_sets}
-    bundle_hash = functools.cache(lambda: load_bundle(config.bundle).hash)
+    known = read_rows(out)
+
+    @functools.cache
+    def bundle_hash() -> str:
+        if measure:
+            return load_bundle(config.bundle).hash
+        return measured_bundle(config, known).rsplit("-", 1)[1]
+
     wanted = list(labelled_cells(config, sizes))
     if measure:
         measure_cells(
@@ -258,9 +267,24 @@ def run_labelled(
             figures=lambda cell, progress: world(cell.private_set).measure(cell, progress),
             on_cell=on_cell,
         )  # fmt: skip
-    known = read_rows(out)
+        known = read_rows(out)
     rows: list[Row] = []
     for cell in wanted:
         key = (config.bench, cell_base(config, cell, bundle_hash), *dataclasses.astuple(cell))
         rows += [row for row in known if row_key(row) == key]
     return rows
+
+
+def measured_bundle(config: LabelledConfig, rows: list[Row]) -> str:
+    """The bundle that a table of these rows is of, see `measured_base`."""
+    return measured_base(rows, config.bench, _present(config))
+
+
+def labelled_caption(config: LabelledConfig, out: Path) -> str:
+    """What has to stand above the table of rows that there are, see `caption`."""
+    methods = set(SYNTHETIC) & set(config.methods)
+    return caption(measured_bundle(config, read_rows(out)), _present(config)) if methods else ""
+
+
+def _present(config: LabelledConfig) -> str:
+    return f"{Path(config.bundle).name}-{load_bundle(config.bundle).hash[:8]}"

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyperdp.bundle import load_bundle
 from hyperdp.cli._app import run
 from hyperdp.errors import DataError
 from hyperdp.eval.bench_recipe import cells, read_bench_recipe
-from hyperdp.eval.bench_table import bench_table, in_order, stored_rows
+from hyperdp.eval.bench_table import bench_table, in_order, stored_caption, stored_rows
 from hyperdp.eval.cells import Cell
+from hyperdp.eval.earlier import base_name, measured_base
 from hyperdp.eval.kept_pictures import SHOWN, Pictures
-from hyperdp.eval.results import RESULTS, append_rows, check_marks, render_into
+from hyperdp.eval.results import append_rows, check_marks, render_into
 from tests.bench_rows import bench_rows, quick_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -84,12 +86,33 @@ def test_a_page_without_marks_is_refused_before_any_work(
         check_marks(page, "x")
 
 
-def test_rows_of_another_bundle_or_recipe_are_not_in_the_table(tmp_path: Path) -> None:
+def test_rows_of_another_bundle_are_in_no_table_but_their_own(tmp_path: Path) -> None:
     config = dataclasses.replace(quick_config(), bundle="glyphs")
     out = tmp_path / "rows.jsonl"
-    append_rows(out, bench_rows(config))
+    rows = bench_rows(config)
+    old = [dataclasses.replace(row, base="glyphs-00000001") for row in rows]
+    older = [dataclasses.replace(row, base="glyphs-00000000", value=-1.0) for row in rows]
+    append_rows(out, [*older, *old])
     assert stored_rows(config, out) == []
-    assert stored_rows(read_bench_recipe("glyphs-gain"), RESULTS / "glyphs-gain.jsonl")
+    assert stored_rows(config, out, earlier=True) == in_order(config, old)
+    present = base_name(load_bundle("glyphs"))
+    assert stored_caption(config, out) == (
+        f"Measured with the bundle glyphs-00000001; not yet again with {present}.\n\n"
+    )
+    new = dataclasses.replace(rows[0], base=present)
+    append_rows(out, [new])
+    assert stored_rows(config, out, earlier=True) == stored_rows(config, out) == [new]
+    assert stored_caption(config, out) == ""
+    other = dataclasses.replace(config, bench="another")
+    assert stored_rows(other, out, earlier=True) == []
+    assert stored_caption(other, out) == ""
+
+
+def test_rows_of_a_bundle_with_a_setting_beside_are_that_bundles() -> None:
+    row = dataclasses.replace(bench_rows(quick_config())[0], bench="b", base="x-12345678-abc")
+    assert measured_base([row], "b", "x-12345678") == "x-12345678"
+    assert measured_base([row], "b", "x-00000000") == "x-12345678"
+    assert measured_base([dataclasses.replace(row, base="cnn-123")], "b", "x-0") == "x-0"
 
 
 @pytest.mark.parametrize("name", ["bench-quick", "bench-full"])

@@ -81,7 +81,7 @@ def bench_command(
         return
     from hyperdp.eval.bench import run_bench
     from hyperdp.eval.bench_recipe import read_bench_recipe
-    from hyperdp.eval.bench_table import bench_table, stored_rows
+    from hyperdp.eval.bench_table import bench_table, stored_caption, stored_rows
     from hyperdp.eval.kept_pictures import Pictures
     from hyperdp.eval.results import RESULTS, check_marks, render_into
     from hyperdp.eval.tuning import choices
@@ -94,12 +94,13 @@ def bench_command(
     console = Console(stderr=True)
 
     if table_only:
-        rows = stored_rows(whole, path)
+        rows = stored_rows(whole, path, earlier=True)
     else:
         keep = None if pictures is None else Pictures(folder=pictures).keep
         only = only_cells(size, epsilon, seed)
         rows = run_bench(config, path, only=only, on_cell=cell_lines(console), keep=keep)
-    table = bench_table(whole, rows)
+    above = stored_caption(whole, path) if table_only else ""
+    table = above + bench_table(whole, rows)
     typer.echo(table, nl=False)
     if into is not None:
         render_into(into, config.bench, table)

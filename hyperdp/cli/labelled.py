@@ -47,7 +47,7 @@ def labelled_command(
 
     Example: hyperdp labelled labelled-quick
     """
-    from hyperdp.eval.labelled import run_labelled
+    from hyperdp.eval.labelled import labelled_caption, run_labelled
     from hyperdp.eval.labelled_recipe import read_labelled_recipe
     from hyperdp.eval.results import RESULTS, render_into, to_markdown
     from hyperdp.private.classifier.training import Speed
@@ -66,7 +66,8 @@ def labelled_command(
     rows = run_labelled(read_labelled_recipe(recipe), path, measure=False)
     rows += [r for r in run_labelled(config, path, measure=False) if r not in rows]
     classes = sorted({row.metric for row in rows if row.metric.startswith("accuracy_")})
-    table = to_markdown(rows, ("accuracy", "worst_class_accuracy", *classes))
+    above = labelled_caption(config, path) if table_only else ""
+    table = above + to_markdown(rows, ("accuracy", "worst_class_accuracy", *classes))
     typer.echo(table, nl=False)
     if into is not None:
         render_into(into, config.bench, table)
