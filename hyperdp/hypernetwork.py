@@ -28,6 +28,7 @@ class HypernetworkConfig:
         bottleneck: numbers of the trunk that the heads read.
         direct: whether the heads read the mean itself beside them, each coordinate times what its
             noise leaves of it (Wiener's gain 1 / (1 + noise variance / variance), learned).
+        blind: takes every noise level for the same one: an ablation, to see what knowing it is worth.
     """
 
     embed_dim: int
@@ -37,6 +38,7 @@ class HypernetworkConfig:
     depth: int = 3
     bottleneck: int = 192
     direct: bool = False
+    blind: bool = False
 
     @property
     def code_size(self) -> int:
@@ -89,6 +91,8 @@ class Hypernetwork(nn.Module):
 
     def code(self, mean: Tensor, noise_std: Tensor) -> Tensor:
         """What the heads read: [G, k], [G] → [G, code_size]."""
+        if self.config.blind:
+            noise_std = torch.full_like(noise_std, math.exp(LOG_NOISE_CENTRE))
         level = (noise_std.clamp(min=1e-6).log() - LOG_NOISE_CENTRE) / LOG_NOISE_SCALE  # [G]
         norm = mean.norm(dim=1, keepdim=True)
         scaled = mean * math.sqrt(self.config.embed_dim)

@@ -138,6 +138,17 @@ def test_direct_heads_read_every_coordinate_by_what_its_noise_leaves():
     assert set(hyper.state_dict()) - set(plain.state_dict()) == {"log_std", "slope"}
 
 
+def test_a_blind_hypernetwork_does_not_see_the_noise_level():
+    config = HypernetworkConfig(
+        embed_dim=6, rank=2, basis=3, width=8, depth=1, bottleneck=4, direct=True, blind=True
+    )
+    hyper, mean = Hypernetwork(config, [SITE]), torch.randn(2, 6)
+    low, high = (hyper.code(mean, torch.full((2,), level)) for level in (1e-4, 0.2))
+    assert torch.equal(low, high)
+    hyper.config = dataclasses.replace(config, blind=False)
+    assert not torch.equal(hyper.code(mean, torch.full((2,), 1e-4)), low)
+
+
 def _config(base: Path, **changes: object) -> HyperConfig:
     loop = LoopConfig(steps=4, lr=2e-3, warmup=1, validate_every=1000, checkpoint_every=2)
     config = HyperConfig(
