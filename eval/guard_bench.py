@@ -23,6 +23,7 @@ from torch.nn import functional
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle, load_bundle
 from hyperdp.errors import UsageError
+from hyperdp.eval.earlier import base_name, caption, measured_base
 from hyperdp.eval.private_sets import read_fashion_mnist
 from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
 from hyperdp.guard import LEVEL, Guard, load_guard
@@ -114,11 +115,23 @@ def released(
     return z, std / noisy, noisy
 
 
-def stored_rows(bundle_name: str, path: Path) -> list[Row]:
-    """The rows of a bundle as it is now; [] where nothing is measured yet."""
-    bundle = load_bundle(bundle_name)
-    base = f"{bundle.name}-{bundle.hash[:8]}"
+def stored_rows(bundle_name: str, path: Path, *, earlier: bool = False) -> list[Row]:
+    """The rows of a bundle as it is now; [] where nothing is measured yet.
+
+    Args:
+        bundle_name: of the bundle.
+        path: JSONL.
+        earlier: where there are none, those of the bundle before, see `stored_caption`.
+    """
+    base = base_name(load_bundle(bundle_name))
+    base = measured_base(read_rows(path), BENCH, base) if earlier else base
     return [row for row in read_rows(path) if (row.bench, row.base) == (BENCH, base)]
+
+
+def stored_caption(bundle_name: str, path: Path) -> str:
+    """What has to stand above the table of `stored_rows(…, earlier=True)`, see `caption`."""
+    base = base_name(load_bundle(bundle_name))
+    return caption(measured_base(read_rows(path), BENCH, base), base)
 
 
 def run_guard(

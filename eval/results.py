@@ -177,7 +177,7 @@ def check_marks(page: Path, name: str) -> tuple[str, str]:
 def provenance() -> dict[str, str]:
     """`commit`, `hardware` and `command` of this run, for `Row`.
 
-    The commit of a copy that git does not know is what HYPERDP_COMMIT says.
+    HYPERDP_COMMIT says the commit, where it is set: for a copy that git does not know.
     """
     git = shutil.which("git")
     commit = os.environ.get("HYPERDP_COMMIT", "")[:7]

@@ -91,6 +91,8 @@ class Denoiser:
         return self._loss(self.latents.encode(images), s, noise)
 
     def _drawn_loss(self, images: Tensor, rng: torch.Generator | None, **asked: Any) -> Tensor:
+        if rng is None and self.latents.vae is not None:
+            raise ValueError("latents are drawn by a generator: give one")
         device = images.device
         s = self.noising.times(len(images), rng, device)
         noise = normal((len(images), *self.noise_shape), rng, device)

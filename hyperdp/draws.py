@@ -1,4 +1,6 @@
-"""Random numbers of the public stage: from a CPU generator, or where the networks compute.
+"""Random numbers of a training loss: from a CPU generator, or where the networks compute.
+
+None of them protects anything: the noise that does is drawn elsewhere.
 
 A step that is captured as a CUDA graph cannot ask the processor for numbers. Without a generator
 (`rng` None) they come from the device's own, which the training loop seeds at every step.
@@ -31,7 +33,13 @@ def normal(shape: Sequence[int], rng: torch.Generator | None, device: torch.devi
 
 
 def uniform(shape: Sequence[int], rng: torch.Generator | None, device: torch.device) -> Tensor:
-    """Numbers uniform in [0, 1), float32, on the device; see `normal`."""
+    """Numbers uniform in [0, 1), float32, drawn by `rng` and brought to the device.
+
+    Args:
+        shape: of them.
+        rng: CPU generator; the device's own when None.
+        device: where they go.
+    """
     if rng is None:
         return torch.rand(*shape, device=device)
     return torch.rand(*shape, generator=rng).to(device)

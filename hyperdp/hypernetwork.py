@@ -28,7 +28,7 @@ class HypernetworkConfig:
         bottleneck: numbers of the trunk that the heads read.
         direct: whether the heads read the mean itself beside them, each coordinate times what its
             noise leaves of it (Wiener's gain 1 / (1 + noise variance / variance), learned).
-        blind: takes every noise level for the same one: an ablation, to see what knowing it is worth.
+        blind: takes every noise level for the same one, to see what knowing it is worth.
     """
 
     embed_dim: int

@@ -120,6 +120,7 @@ def load_average(folder: Path, module: nn.Module, parts: Sequence[str] = ()) -> 
             if f"average/{name}" in names
         }
         wrong = [name for name, p in params.items() if sizes.get(name) != tuple(p.shape)]
+        wrong += [part for part in parts if not any(name.startswith(part) for name in params)]
         if wrong:
             raise UsageError(
                 expected=f"a run of the same recipe in {folder}",

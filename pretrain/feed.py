@@ -39,11 +39,16 @@ class Feed:
         fresh: draws replaced a step.
         feeders: processes that draw.
         device: where the pool is.
+
+    Raises:
+        ValueError: more are replaced than there are.
     """
 
     def __init__(
         self, draw: Draw, *, seed: int, size: int, fresh: int, feeders: int, device: torch.device
     ) -> None:
+        if fresh > size:
+            raise ValueError(f"{fresh} fresh draws in a pool of {size}")
         self.numbered = _Numbered(draw, seed)
         self.size, self.fresh, self.feeders, self.device = size, fresh, feeders, device
         self.next = 0  # number of the draw that comes next
@@ -53,7 +58,8 @@ class Feed:
     def refill(self) -> None:
         """Replaces a few draws; the first time, makes them all."""
         if self._stream is None or self.parts is None:
-            first = max(0, self.next - self.size)
+            whole = -(-self.size // self.fresh) * self.fresh  # batches begin where they did before
+            first = max(0, self.next - whole)
             stream = self._open(first)
             parts: list[Tensor] = []
             while first < max(self.next, self.size):

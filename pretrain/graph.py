@@ -36,6 +36,7 @@ class GraphedShare:
         self._graph.replay()
 
     def _capture(self) -> torch.cuda.CUDAGraph:
+        drawn = torch.cuda.get_rng_state()
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -47,6 +48,7 @@ class GraphedShare:
             p.grad = None  # so that the captured pass writes them and adds to nothing
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._run()
+        torch.cuda.set_rng_state(drawn)  # so that the first replay draws what an eager step would
         return graph
 
     def _run(self) -> None:

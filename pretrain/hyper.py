@@ -46,8 +46,9 @@ class HyperConfig:
         noise_low, noise_high: range of the noise std of the mean, log-uniform: what n = 64…10⁵ and
             ε = 0.1…16 produce.
         pool, fresh: see `TaskPool`.
-        feeders: processes that draw tasks and records ahead (`hyperdp.pretrain.feed`), for a GPU
-            that takes more than one process can draw; 0 draws at every step, in the process.
+        feeders: processes that draw tasks ahead (`hyperdp.pretrain.feed`), divided among the
+            shares, each of which has two more for the base's records; for a GPU that takes more
+            than one process can draw. 0 draws at every step, in the process.
         cells: k-means cells that the code must foretell for unseen records, see `Foretell`.
         foretell_weight: weight of foretelling beside the base model's loss.
         foretell_steps: steps of foretelling alone, before the base model comes in.
@@ -244,10 +245,11 @@ def _begin_with(start: Path, module: nn.ModuleDict, parts: list[str]) -> None:
     chosen = {k: v for k, v in given.items() if not parts or k.startswith(tuple(parts))}
     own = module.state_dict()
     wrong = [k for k, v in chosen.items() if k not in own or own[k].shape != v.shape]
-    if wrong or not chosen:
+    wrong += [part for part in parts if not any(k.startswith(part) for k in chosen)]
+    if wrong:
         raise UsageError(
             expected=f"start_parts that {start} has, in the recipe's sizes",
-            found=f"of another size or missing: {', '.join(wrong[:4]) or parts}",
+            found=f"of another size or missing: {', '.join(wrong[:4])}",
             todo="Leave these out of start_parts, or write that bundle's sizes into the recipe.",
         )
     module.load_state_dict(chosen, strict=False)
@@ -260,11 +262,14 @@ def _open_base(config: HyperConfig) -> Family:
         UsageError: there is none that hyperdp knows, or it takes no prompt.
     """
     base = load_family(Path(config.base))
-    if config.loop.graph and not (isinstance(base, UNetFlow) and config.feeders):
+    fits = isinstance(base, UNetFlow) and config.feeders and not config.gradient_checkpointing
+    if config.loop.graph and not fits:
         raise UsageError(
-            expected="feeders and a base of the family unet-flow, for a step as one graph",
-            found=f"feeders = {config.feeders} and a base of the family {base.name}",
-            todo="Leave `graph` out of the recipe's [loop], or set feeders.",
+            expected="feeders, a base of the family unet-flow and no gradient_checkpointing, for a "
+            "step as one graph",
+            found=f"feeders = {config.feeders}, a base of the family {base.name}, "
+            f"gradient_checkpointing = {config.gradient_checkpointing}",
+            todo="Leave `graph` out of the recipe's [loop].",
         )
     if config.prompt:
         if not isinstance(base, StableDiffusion):

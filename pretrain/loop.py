@@ -1,4 +1,4 @@
-"""The training loop of the public stage: AdamW, cosine, EMA, checkpoint, exact resume.
+"""The training loop of the public stage: AdamW, cosine, EMA, checkpoint, resume (on CPU, exact).
 
 One process, or several under `accelerate launch` or `torchrun`: a step is made of shares, and the
 processes divide them, so that the shares and what they draw do not depend on how many there are.
@@ -88,6 +88,7 @@ class Loop:
         )
         self.sampler, self.after, self.before = sampler, after, before
         self.accelerator = make_accelerator(config.tracker, folder)
+        self.bf16 = config.bf16 or self.accelerator.mixed_precision == "bf16"
         module.to(self.accelerator.device)
         torch.backends.cudnn.benchmark = (
             True  # a GPU tries its convolutions once, at the first step
@@ -122,14 +123,9 @@ class Loop:
     def run(self, title: str) -> None:
         """Trains until `steps`; the averaged weights are in the module afterwards."""
         c = self.config
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-        )
+        times = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        said, figures_said = TextColumn("{task.description}"), TextColumn("{task.fields[figures]}")
+        columns = (said, BarColumn(), *times, figures_said)
         main = self.accelerator.is_main_process
         if c.tracker:
             self.accelerator.init_trackers(title)
@@ -177,21 +173,23 @@ class Loop:
     def _gradients(self, workers: ThreadPoolExecutor | None) -> dict[str, float]:
         """Fills the gradients of one step; returns the figures, averaged over the shares."""
         count, processes = self.config.workers, self.accelerator.num_processes
-        device = self.accelerator.device.type
-        bf16 = self.config.bf16 or self.accelerator.mixed_precision == "bf16"
+        kind = self.accelerator.device.type
         seeds = torch.randint(2**62, (count,), generator=self.rng).tolist()
+        if self.before is not None:  # not in the threads: it may start processes
+            for worker in self.shares:
+                self.before(worker)
         torch.manual_seed(seeds[self.shares[0]])  # of what a base model's own layers may draw
 
         def share(worker: int) -> None:
-            if self.before is not None:
-                self.before(worker)
             if self.graph is not None:
                 self.graph()
                 return
             rng = torch.Generator().manual_seed(seeds[worker])
             waits = processes > 1 and worker != self.shares[-1]  # gradients travel once
             with self.accelerator.no_sync(self.share) if waits else nullcontext():
-                with torch.autocast(device, torch.bfloat16, enabled=bf16):  # a thread has its own
+                with torch.autocast(
+                    kind, torch.bfloat16, enabled=self.bf16
+                ):  # a thread has its own
                     loss = self.share(rng, worker)
                 # Processes average what each of them has added up.
                 (loss * (processes / count)).backward()
@@ -209,17 +207,18 @@ class Loop:
         own = [self.figures[worker] for worker in self.shares]
         names = sorted(own[0])
         # Together and at the end: reading a figure waits for the GPU.
-        figures = [torch.as_tensor(f[name]).float() for f in own for name in names]
+        device = self.accelerator.device
+        figures = [torch.as_tensor(f[name], device=device).float() for f in own for name in names]
         totals = torch.stack(figures).double().cpu().view(len(own), len(names)).sum(0)
         if processes > 1:
             totals = self.accelerator.reduce(totals.to(self.accelerator.device), "sum")
         return dict(zip(names, (totals / count).tolist(), strict=True))
 
     def _graphed(self) -> GraphedShare:
-        check_graph(self.config, self.accelerator)
+        check_graph(self.config, self.accelerator, fed=self.before is not None)
 
         def share() -> Tensor:
-            with torch.autocast("cuda", torch.bfloat16, enabled=self.config.bf16):
+            with torch.autocast("cuda", torch.bfloat16, enabled=self.bf16):
                 loss, figures = self.step_fn(None, 0)
             self.figures[0] = {**figures, "loss": loss.detach()}
             return loss
@@ -264,6 +263,8 @@ class Loop:
         sampler = None
         if self.sampler is not None:
             state = self.sampler.state().to(self.accelerator.device)
+            others = [w for w in range(self.config.workers) if w not in self.shares]
+            state[others] = 0  # after a resume they stand as they were saved
             sampler = self.accelerator.reduce(state, "sum").cpu()
         if self.accelerator.is_main_process:
             training = Training(self.params, self.average, self.optimizer, self.rng)

@@ -57,18 +57,30 @@ def own_shares(workers: int, accelerator: Accelerator) -> list[int]:
     return list(range(accelerator.process_index, workers, processes))
 
 
-def check_graph(config: LoopConfig, accelerator: Accelerator) -> None:
+def check_graph(config: LoopConfig, accelerator: Accelerator, *, fed: bool) -> None:
     """Whether a step can be captured as a CUDA graph.
 
+    Args:
+        config: of the loop.
+        accelerator: of the process.
+        fed: whether the step's records are brought to the GPU before it.
+
     Raises:
-        UsageError: there is no GPU, or there are several shares or processes.
+        UsageError: the step draws its records itself, there is no GPU, or there are several shares
+            or processes.
     """
-    device = accelerator.device.type
-    if device == "cuda" and config.workers == 1 and accelerator.num_processes == 1:
+    device, processes = accelerator.device.type, accelerator.num_processes
+    if not fed:
+        raise UsageError(
+            expected="a recipe of a hypernetwork of images, for a step as one graph",
+            found="another recipe",
+            todo="Leave `graph` out of the recipe's [loop].",
+        )
+    if device == "cuda" and config.workers == 1 and processes == 1:
         return
     raise UsageError(
         expected="one share in one process on a GPU, for a step as one graph",
-        found=f"{config.workers} shares, {accelerator.num_processes} processes, on {device}",
+        found=f"{config.workers} shares, {processes} processes, on {device}",
         todo="Leave `graph` out of the recipe's [loop], or set workers = 1 and use one GPU.",
     )
 

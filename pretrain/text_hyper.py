@@ -220,7 +220,7 @@ def train_text_hyper(
         both = [part.view(len(support), len(part) // len(support), k) for part in (first, rest)]
         return torch.cat(both, 1).mean(1)
 
-    def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
+    def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, Tensor]]:
         support, asked = sampler.draw_rows(config.tasks, config.support, config.queries, rng)
         queries = torch.from_numpy(tokens[asked]).to(device)  # [G, b, L]
         noise_std = noise_levels(config, rng).to(device)
@@ -229,7 +229,7 @@ def train_text_hyper(
         with adapters(base.model, hyper(mean, noise_std)):
             own = base.loss(queries.flatten(0, 1)).mean()
         foretold = words(hyper.code(mean, noise_std), queries)
-        figures = {"own": float(own.detach()), "words": float(foretold.detach())}
+        figures = {"own": own.detach(), "words": foretold.detach()}
         return own + config.words_weight * foretold, figures
 
     validation = TextValidation(

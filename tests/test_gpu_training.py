@@ -25,6 +25,7 @@ from hyperdp.pretrain.feed import Feed, feed_seed, unpack
 from hyperdp.pretrain.graph import GraphedShare
 from hyperdp.pretrain.hyper import HyperConfig, train_hyper
 from hyperdp.pretrain.hyper_step import HyperStep
+from hyperdp.pretrain.loop import Loop
 from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.provenance import commit
 from hyperdp.pretrain.task_pool import TaskPool
@@ -59,8 +60,11 @@ def test_a_fed_pool_holds_the_draws_of_its_seed_and_only_the_latest():
         assert (unpack(images[number % 6]) - expected[0]).abs().max() <= 1 / 255 + 1e-6
 
 
-def test_a_fed_pool_goes_on_from_its_state_and_never_moves():
-    whole, broken = _feed(), _feed()
+@pytest.mark.parametrize("fresh", [2, 4])  # 4 does not divide the pool
+def test_a_fed_pool_goes_on_from_its_state_and_never_moves(fresh: int):
+    with pytest.raises(ValueError, match="7 fresh draws in a pool of 6"):
+        _feed(fresh=7)
+    whole, broken = _feed(fresh=fresh), _feed(fresh=fresh)
     whole.refill()
     where = [part.data_ptr() for part in whole.pool()]
     whole.refill()
@@ -218,6 +222,12 @@ def test_parts_of_a_start_are_taken_and_the_others_are_fresh(tmp_path: Path, bas
                 tmp_path / f"third-{start.name}",
                 world,
             )
+        with pytest.raises(UsageError, match="encodre"):
+            train_hyper(
+                dataclasses.replace(again, start_parts=["encoder.", "encodre."]),
+                tmp_path / f"fourth-{start.name}",
+                world,
+            )
 
 
 def test_a_graph_is_refused_where_there_can_be_none(tmp_path: Path, base: Path):
@@ -225,6 +235,8 @@ def test_a_graph_is_refused_where_there_can_be_none(tmp_path: Path, base: Path):
     world = GlyphWorld(open_sample())
     with pytest.raises(UsageError, match="feeders"):
         train_hyper(_config(base, loop=graph, feeders=0), tmp_path / "a", world)
+    with pytest.raises(UsageError, match="another recipe"):
+        Loop(graph, nn.Linear(2, 2), lambda rng, worker: (torch.zeros(()), {}), tmp_path / "c")
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="on a GPU"):
             train_hyper(_config(base, loop=graph, foretell_steps=0), tmp_path / "b", world)

@@ -329,6 +329,22 @@ def test_a_pool_goes_on_from_its_state():
     assert torch.equal(fresh.state(), pool.state())
 
 
+def test_a_process_saves_the_state_of_its_own_shares_alone(tmp_path: Path):
+    class Full:  # as after a resume, when every process has restored the pools of all
+        def state(self) -> torch.Tensor:
+            return torch.tensor([[1, 5], [1, 6]])
+
+        def restore(self, state: torch.Tensor) -> None:
+            raise AssertionError
+
+    layer = torch.nn.Linear(2, 1)
+    config = LoopConfig(steps=1, workers=2)
+    loop = Loop(config, layer, lambda rng, worker: (torch.zeros(()), {}), tmp_path, sampler=Full())
+    loop.shares = [1]
+    loop._save()
+    assert load_file(tmp_path / CHECKPOINT)["sampler"].tolist() == [[0, 0], [1, 6]]
+
+
 def test_the_launched_module_says_what_is_wrong(tmp_path: Path, capsys):
     assert main(["hyper", "nothing"]) == 2
     assert "Shipped recipes" in capsys.readouterr().err

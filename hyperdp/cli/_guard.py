@@ -17,7 +17,14 @@ def bench_guard(bundle: str, out: Path | None, into: Path | None, *, table_only:
         into: Markdown page whose table is replaced.
         table_only: measure nothing.
     """
-    from hyperdp.eval.guard_bench import BENCH, METRIC, GuardBenchConfig, run_guard, stored_rows
+    from hyperdp.eval.guard_bench import (
+        BENCH,
+        METRIC,
+        GuardBenchConfig,
+        run_guard,
+        stored_caption,
+        stored_rows,
+    )
     from hyperdp.eval.results import RESULTS, check_marks, render_into, to_markdown
     from hyperdp.pretrain.corpus import open_corpus
     from hyperdp.pretrain.tasks import TaskMix, TaskSampler
@@ -27,7 +34,7 @@ def bench_guard(bundle: str, out: Path | None, into: Path | None, *, table_only:
     path = out if out is not None else RESULTS / f"{BENCH}.jsonl"
     console = Console(stderr=True)
     if table_only:
-        rows = stored_rows(bundle, path)
+        rows = stored_rows(bundle, path, earlier=True)
     else:
         sampler = TaskSampler(open_corpus(), 1, TaskMix())
         rows = run_guard(
@@ -37,7 +44,8 @@ def bench_guard(bundle: str, out: Path | None, into: Path | None, *, table_only:
             path,
             progress=console.print,
         )
-    table = to_markdown(rows, (METRIC,))
+    above = stored_caption(bundle, path) if table_only else ""
+    table = above + to_markdown(rows, (METRIC,))
     typer.echo(table, nl=False)
     if into is not None:
         render_into(into, BENCH, table)

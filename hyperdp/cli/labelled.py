@@ -66,8 +66,8 @@ def labelled_command(
     rows = run_labelled(read_labelled_recipe(recipe), path, measure=False)
     rows += [r for r in run_labelled(config, path, measure=False) if r not in rows]
     classes = sorted({row.metric for row in rows if row.metric.startswith("accuracy_")})
-    above = labelled_caption(config, path) if table_only else ""
-    table = above + to_markdown(rows, ("accuracy", "worst_class_accuracy", *classes))
+    table = labelled_caption(read_labelled_recipe(recipe), path)
+    table += to_markdown(rows, ("accuracy", "worst_class_accuracy", *classes))
     typer.echo(table, nl=False)
     if into is not None:
         render_into(into, config.bench, table)
