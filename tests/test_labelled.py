@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from hyperdp.bundle import load_bundle
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import class_learners, labelled
-from hyperdp.eval.labelled import LabelledSet, run_labelled
+from hyperdp.eval.earlier import base_name
+from hyperdp.eval.labelled import LabelledSet, labelled_caption, run_labelled
 from hyperdp.eval.labelled_recipe import LabelledConfig, labelled_cells, read_labelled_recipe
-from hyperdp.eval.results import read_rows
+from hyperdp.eval.results import RESULTS, append_rows, read_rows
 from hyperdp.eval.study import SamplingConfig, release_once
 from hyperdp.eval.world import load_set
 from hyperdp.pretrain.corpus_sample import open_sample
@@ -306,3 +308,27 @@ def test_public_digits_are_balanced_and_shown_as_labelled():
     nameless = replace(corpus, names={**corpus.names, "char": ["?"] * len(corpus.names["char"])})
     with pytest.raises(DataError, match="digit 0"):
         draw_digits(nameless, 0, 10, torch.Generator())
+
+
+def test_the_table_of_a_bundle_that_was_replaced_says_so(tmp_path: Path):
+    config = read_labelled_recipe("labelled-quick")
+    stored = run_labelled(config, RESULTS / "labelled-quick.jsonl", measure=False)
+    [old] = {row.base[: len("glyphs-00000000")] for row in stored if row.base.startswith("glyphs-")}
+    others = [row for row in stored if not row.base.startswith("glyphs-")]
+    gone = [
+        replace(row, base=row.base.replace(old, "glyphs-00000000"))
+        for row in stored
+        if row not in others
+    ]
+    out = tmp_path / "rows.jsonl"
+    append_rows(out, [*others, *gone])
+    assert set(run_labelled(config, out, measure=False)) == {*others, *gone}
+    present = base_name(load_bundle("glyphs"))
+    assert labelled_caption(config, out) == (
+        f"Measured with the bundle glyphs-00000000; not yet again with {present}.\n\n"
+    )
+    now = replace(gone[0], base=gone[0].base.replace("glyphs-00000000", present))
+    append_rows(out, [now])
+    assert set(run_labelled(config, out, measure=False)) == {*others, now}
+    assert labelled_caption(config, out) == ""
+    assert labelled_caption(replace(config, methods=["dpsgd"]), out) == ""
