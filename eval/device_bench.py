@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hyperdp.bundle import Bundle
 from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
 from hyperdp.eval.train_step_bench import Steps, TrainStepConfig
+from hyperdp.graph import GraphedShare
+from hyperdp.narrow_norms import narrow_norms
 from hyperdp.private.embed import BATCH_SIZE, embed_batch
 
 BENCH = "device"
@@ -68,13 +71,40 @@ class Measurements:
         )
         steps = Steps(self.bundle, config)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.gpu):
-            with FlopCounterMode(display=False) as counter:
-                steps.batched()
-            done, begin = 0, time.perf_counter()
-            while time.perf_counter() - begin < self.config.seconds:
-                steps.batched()
-                done += 1
-            rate = counter.get_total_flops() * done / (time.perf_counter() - begin)
+            return self._utilisation(steps, steps.batched)
+
+    def training_graph(self) -> dict[str, float]:
+        """The same step as the training loop takes it on a GPU: one graph, and narrow norms."""
+        config = TrainStepConfig(
+            tasks=self.config.tasks or 64, queries=self.config.queries or 16, device="cuda"
+        )
+        steps = Steps(self.bundle, config)
+        narrow_norms(steps.base.model)
+        steps.base.model.requires_grad_(False)
+
+        def share() -> Tensor:
+            with torch.autocast("cuda", torch.bfloat16):
+                return steps.losses().mean()
+
+        graphed = GraphedShare(share, steps.hyper.parameters())
+
+        def step() -> None:
+            graphed()
+            torch.cuda.synchronize(self.device)
+
+        step()
+        with torch.autocast("cuda", torch.bfloat16):
+            return self._utilisation(steps, step)
+
+    def _utilisation(self, steps: Steps, step: Callable[[], object]) -> dict[str, float]:
+        """FLOP/s of a step that does what `steps.batched` does, and its share of the peak."""
+        with FlopCounterMode(display=False) as counter:
+            steps.batched()
+        done, begin = 0, time.perf_counter()
+        while time.perf_counter() - begin < self.config.seconds:
+            step()
+            done += 1
+        rate = counter.get_total_flops() * done / (time.perf_counter() - begin)
         figures = {"flop_per_second": rate}
         peak = self._peak()
         return figures if peak is None else {**figures, "mfu": rate / peak}
@@ -135,7 +165,8 @@ def run_device_bench(bundle: Bundle, config: DeviceBenchConfig, path: Path) -> l
         mine = (BENCH, bundle.name, source["hardware"])
         return [r for r in read_rows(path) if (r.bench, r.base, r.hardware) == mine]
 
-    for method in ("training", "sampling", "embedding"):
+    graph = ("training_graph",) if measure.gpu else ()
+    for method in ("training", *graph, "sampling", "embedding"):
         if any(row.method == method for row in rows()):
             continue
         begin = time.monotonic()

@@ -79,10 +79,13 @@ class Steps:
     def batched(self) -> Tensor:
         """One step of all tasks: losses float32 [G]."""
         with self._training(self.hyper):
-            weights = self.hyper(self.means, self.levels)
-            losses = self._losses(weights, slice(None))
+            losses = self.losses()
             self._backward(losses.mean())
         return losses.detach()
+
+    def losses(self) -> Tensor:
+        """The losses of all tasks under the adapters of one pass of ρ, float32 [G]."""
+        return self._losses(self.hyper(self.means, self.levels), slice(None))
 
     def looped(self) -> Tensor:
         """A forward and a backward pass of the base for each task, with gradients added up."""

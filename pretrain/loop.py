@@ -25,8 +25,8 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
+from hyperdp.graph import GraphedShare
 from hyperdp.pretrain.checkpoint import CHECKPOINT, Training, cut_log
-from hyperdp.pretrain.graph import GraphedShare
 from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.shares import check_graph, make_accelerator, own_shares, threads
 

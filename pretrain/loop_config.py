@@ -20,7 +20,7 @@ class LoopConfig:
         workers: shares of every step. Several processes divide them; in one process each share
             has a thread, with one operator thread apiece: small operators run faster side by side
             than split between threads.
-        graph: one share on one GPU, captured once and replayed (`hyperdp.pretrain.graph`).
+        graph: one share on one GPU, captured once and replayed (`hyperdp.graph`).
         tracker: name of an accelerate tracker (`tensorboard`, …) that figures go to beside
             `log.jsonl`; "" for none.
         seed: of the public stage's randomness; no private path has one.

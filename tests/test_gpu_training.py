@@ -16,13 +16,13 @@ from hyperdp.bundle import load_bundle
 from hyperdp.draws import chosen, normal, uniform
 from hyperdp.errors import UsageError
 from hyperdp.family import UNetFlow
+from hyperdp.graph import GraphedShare
 from hyperdp.hypernetwork import DIRECT_STD, Hypernetwork, HypernetworkConfig
 from hyperdp.lora import LoraSite
 from hyperdp.narrow_norms import NarrowGroupNorm, narrow_norms
 from hyperdp.pretrain.checkpoint import CHECKPOINT
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.feed import Feed, feed_seed, unpack
-from hyperdp.pretrain.graph import GraphedShare
 from hyperdp.pretrain.hyper import HyperConfig, train_hyper
 from hyperdp.pretrain.hyper_step import HyperStep
 from hyperdp.pretrain.loop import Loop

@@ -22,17 +22,23 @@ def bench_engine(name: str, out: Path | None, into: Path | None, bundle: str) ->
         bundle: whose base and encoder; `emission` needs none.
     """
     from hyperdp.bundle import load_bundle
-    from hyperdp.eval import device_bench, emission_bench, release_bench, train_step_bench
     from hyperdp.eval.results import RESULTS, render_into, to_markdown
 
     path = out if out is not None else RESULTS / f"{name}.jsonl"
+    # Each imported for itself: a GPU's machine may lack what another needs.
     if name == "emission":
+        from hyperdp.eval import emission_bench
+
         rows = emission_bench.run_emission(emission_bench.EmissionConfig(), path)
     elif name == "device":
+        from hyperdp.eval import device_bench
+
         rows = device_bench.run_device_bench(
             load_bundle(bundle), device_bench.DeviceBenchConfig(), path
         )
     elif name == "release":
+        from hyperdp.eval import release_bench
+
         rows = release_bench.run_release_bench(
             load_bundle(bundle), release_bench.ReleaseBenchConfig(), path
         )
@@ -49,6 +55,8 @@ def bench_engine(name: str, out: Path | None, into: Path | None, bundle: str) ->
             load_bundle(bundle), step_time_bench.StepTimeConfig(), path
         )
     else:
+        from hyperdp.eval import train_step_bench
+
         rows = train_step_bench.run_train_step(
             load_bundle(bundle), train_step_bench.TrainStepConfig(), path
         )
