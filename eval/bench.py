@@ -23,6 +23,7 @@ def run_bench(
     only: Only | None = None,
     on_cell: OnCell | None = None,
     keep: Keep | None = None,
+    device: str = "cpu",
 ) -> list[Row]:
     """Makes every cell that the results file does not hold yet.
 
@@ -32,6 +33,7 @@ def run_bench(
         only: which cells; all when None.
         on_cell: see `OnCell`.
         keep: called with each cell and its images, before its rows are written; see `Pictures`.
+        device: of the base model and of the features' network.
 
     Returns:
         All rows of the bench, old and new, with the recovered gain of each cell.
@@ -41,7 +43,7 @@ def run_bench(
     """
     chosen = only if only is not None else Only()
     chosen.check(n=config.n, epsilon=config.epsilon, seeds=config.seeds)
-    bundle = load_bundle(config.bundle)
+    bundle = load_bundle(config.bundle).to(device)
     base = f"{bundle.name}-{bundle.hash[:8]}"
     tuning = Tuning(config.tuning, base)
     append_rows(out, reused_rows(config, base, read_rows(out)))
@@ -57,7 +59,7 @@ def run_bench(
 
     measure_cells(
         filter(chosen.keeps, cells(config)), out, bench=config.bench, delta=config.delta,
-        base=lambda _: base, figures=figures, on_cell=on_cell,
+        base=lambda _: base, figures=figures, on_cell=on_cell, device=bundle.device,
     )  # fmt: skip
     rows = [row for row in read_rows(out) if (row.bench, row.base) == (config.bench, base)]
     gains = recovered_gains(rows)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from hyperdp.errors import UsageError
 from hyperdp.eval.results import Row, append_rows, peak_rss_mb, provenance, read_rows
 from hyperdp.eval.study import Progress
@@ -78,6 +80,7 @@ def measure_cells(
     base: Callable[[Cell], str],
     figures: Callable[[Cell, Progress], dict[str, float]],
     on_cell: OnCell | None = None,
+    device: torch.device | None = None,
 ) -> None:
     """Measures the cells that have no row yet, and writes each as soon as it is measured.
 
@@ -92,6 +95,7 @@ def measure_cells(
         base: cell → what its rows say of the bundle and its settings.
         figures: (cell, progress) → metric → value.
         on_cell: see `OnCell`.
+        device: where networks compute, for the rows to name.
     """
     todo = list(wanted)
     for number, cell in enumerate(todo):
@@ -116,7 +120,7 @@ def measure_cells(
                 value=value,
                 seconds=round(time.monotonic() - began, 1),
                 peak_rss_mb=peak_rss_mb(),
-                **provenance(),
+                **provenance(device),
             )
             for metric, value in found.items()
         ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hyperdp.compute import one_thread
+from hyperdp.compute import device_of, one_thread
 
 SHIFT = 2  # pixels of random shift in training
 
@@ -39,9 +39,11 @@ class DigitClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Classes int64 [N] of images float32 [N, 1, 28, 28]."""
+        """Classes int64 [N], on the CPU, of images float32 [N, 1, 28, 28]."""
         self.eval()
-        return torch.cat([self(part).argmax(1) for part in torch.split(images, 500)])
+        device = device_of(self)
+        parts = torch.split(images, 500)
+        return torch.cat([self(part.to(device)).argmax(1).cpu() for part in parts])
 
     def share_read_as(self, images: Tensor, label: int) -> float:
         """The share of the images that are read as the class `label`, in [0, 1]."""
@@ -49,7 +51,12 @@ class DigitClassifier(nn.Module):
 
 
 def train_classifier(
-    images: Tensor, labels: Tensor, *, epochs: int = 12, seed: int = 0
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int = 12,
+    seed: int = 0,
+    device: torch.device | None = None,
 ) -> DigitClassifier:
     """Trains on real images; nothing is chosen on any other set.
 
@@ -58,13 +65,14 @@ def train_classifier(
         labels: int64 [N].
         epochs: passes over the images, each image shifted by up to two pixels.
         seed: of weights, order and shifts.
+        device: where it trains, and stays; the CPU when None.
 
     Returns:
         The classifier, in eval mode.
     """
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = DigitClassifier(int(labels.max()) + 1)
+        model = DigitClassifier(int(labels.max()) + 1).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
         steps = epochs * (len(images) // 50)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
@@ -72,10 +80,10 @@ def train_classifier(
             for part in torch.split(torch.randperm(len(images)), 50):
                 if len(part) < 50:
                     continue
-                batch = functional.pad(images[part], (SHIFT,) * 4, value=-1.0)
+                batch = functional.pad(images[part].to(device), (SHIFT,) * 4, value=-1.0)
                 top, left = (int(torch.randint(2 * SHIFT + 1, ())) for _ in range(2))
                 batch = batch[:, :, top : top + 28, left : left + 28]
-                loss = functional.cross_entropy(model(batch), labels[part])
+                loss = functional.cross_entropy(model(batch), labels[part].to(device))
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

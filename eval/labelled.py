@@ -57,8 +57,8 @@ class LabelledSet:
 
     @cached_property
     def bundle(self) -> Bundle:
-        """Of the method `hyper`."""
-        return load_bundle(self.config.bundle)
+        """Of the methods of adapters, where they are to compute."""
+        return load_bundle(self.config.bundle).to(self.speed.device)
 
     @cached_property
     def public(self) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,8 @@ class LabelledSet:
     def _classifier_of(self, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
         # The same number of steps whatever the number of images: nothing is stopped by looking.
         epochs = -(-self.config.classifier_steps // max(1, len(images) // CLASSIFIER_BATCH))
-        model = train_classifier(images, labels, epochs=epochs, seed=seed)
+        device = torch.device(self.speed.device)
+        model = train_classifier(images, labels, epochs=epochs, seed=seed, device=device)
         return self.accuracy(model.predict)
 
     def _adapters(
@@ -228,7 +229,7 @@ def run_labelled(
         config: the recipe.
         out: JSONL; a run that was killed goes on after its last whole cell.
         only: which cells; all when None.
-        speed: of the `dpsgd` methods.
+        speed: where networks compute, and how much of the `dpsgd` methods is held at once.
         on_cell: see `OnCell`.
         measure: False takes the rows there are; where none are of the bundle as it is now, those
             of the one before, see `labelled_caption`.
@@ -265,7 +266,7 @@ def run_labelled(
             filter(chosen.keeps, wanted), out, bench=config.bench, delta=config.delta,
             base=lambda cell: cell_base(config, cell, bundle_hash),
             figures=lambda cell, progress: world(cell.private_set).measure(cell, progress),
-            on_cell=on_cell,
+            on_cell=on_cell, device=torch.device((speed or Speed()).device),
         )  # fmt: skip
         known = read_rows(out)
     rows: list[Row] = []

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
+
 from hyperdp.errors import DataError
 
 RESULTS = Path(__file__).parent / "results"
@@ -174,10 +176,13 @@ def check_marks(page: Path, name: str) -> tuple[str, str]:
     return before, after
 
 
-def provenance() -> dict[str, str]:
+def provenance(device: torch.device | None = None) -> dict[str, str]:
     """`commit`, `hardware` and `command` of this run, for `Row`.
 
     HYPERDP_COMMIT says the commit, where it is set: for a copy that git does not know.
+
+    Args:
+        device: where networks computed; a GPU is named beside the processor.
     """
     git = shutil.which("git")
     commit = os.environ.get("HYPERDP_COMMIT", "")[:7]
@@ -187,17 +192,18 @@ def provenance() -> dict[str, str]:
         commit = found.stdout.strip() or commit
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return {
-        "commit": commit or "unknown", "hardware": hardware(), "command": " ".join(words)
+        "commit": commit or "unknown", "hardware": hardware(device), "command": " ".join(words)
     }  # fmt: skip
 
 
-def hardware() -> str:
-    """Processor and number of cores this process may use."""
+def hardware(device: torch.device | None = None) -> str:
+    """Processor and number of cores this process may use, and the GPU, where `device` is one."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{(models or [platform.processor()])[0]}, {cores} cores"
+    gpu = f", {torch.cuda.get_device_name(device)}" if device and device.type == "cuda" else ""
+    return f"{(models or [platform.processor()])[0]}, {cores} cores{gpu}"
 
 
 def peak_rss_mb() -> float:

@@ -107,7 +107,7 @@ class World:
     @cached_property
     def extractor(self) -> EfficientNetLite0:
         """What FID and KID compare; not loaded where only losses are measured."""
-        return EfficientNetLite0()
+        return EfficientNetLite0(self.bundle.device)
 
     @cached_property
     def reference(self) -> Features:

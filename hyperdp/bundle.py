@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hyperdp.compute import usable_device
 from hyperdp.encoder import Encoder, EncoderConfig
 from hyperdp.errors import BundleError, HyperdpError
 from hyperdp.families import FAMILIES
@@ -65,6 +66,8 @@ class Bundle:
         hash: SHA-256 over the manifest, which holds the hash of every file.
         encoder: φ, in eval mode, float32.
         hypernetwork: ρ, in eval mode, float32.
+        device: of the base model and every copy of it. φ and ρ stay on the CPU, where a release is
+            the same to the bit whatever the machine.
     """
 
     config: BundleConfig
@@ -72,6 +75,7 @@ class Bundle:
     hash: str
     encoder: Encoder
     hypernetwork: Hypernetwork
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def name(self) -> str:
@@ -89,13 +93,25 @@ class Bundle:
         return torch.tensor(self.config.other_task_mean)
 
     def load_base(self) -> Family:
-        """A fresh copy of the base model, float32, in eval mode."""
-        return FAMILIES[self.config.family].load(self.path)
+        """A fresh copy of the base model, float32, in eval mode, on the bundle's device."""
+        family: Family = FAMILIES[self.config.family].load(self.path)
+        family.to(self.device)
+        return family
 
     @cached_property
     def base(self) -> Family:
         """One shared copy of the base model; do not change it."""
         return self.load_base()
+
+    def to(self, device: torch.device | str) -> Bundle:
+        """Moves the base model; later copies of it come to the same place.
+
+        Raises:
+            UsageError: there is no such device.
+        """
+        self.device = usable_device(device)
+        self.base.to(self.device)
+        return self
 
 
 def bundle_folder(name_or_path: str | Path) -> Path:

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from hyperdp.errors import UsageError
 
 
 @contextmanager
@@ -32,3 +35,26 @@ def has_fast_bf16() -> bool:
     """Whether this processor multiplies bfloat16 in hardware."""
     info = Path("/proc/cpuinfo")
     return info.is_file() and "amx_bf16" in info.read_text()
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network computes; the CPU where it has no weights."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def usable_device(name: torch.device | str) -> torch.device:
+    """The device of that name, where this machine has it.
+
+    Raises:
+        UsageError: it has none, or no device is called so.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            expected="a device of this machine: cpu, or cuda where torch finds a GPU",
+            found=f"{name}: {str(error).splitlines()[0]}",
+            todo="Choose another --device.",
+        ) from error
+    return device

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hyperdp.compute import device_of
 from hyperdp.draws import normal
 from hyperdp.family import Progress, plain_attention
 from hyperdp.latents import Latents
@@ -88,12 +89,15 @@ class Denoiser:
 
     def loss_at(self, images: Tensor, s: Tensor, noise: Tensor) -> Tensor:
         """The same loss at given times `s` [B] in (0, 1) and noise [B, c, h, w]."""
+        device = device_of(self.model)
+        images, s, noise = images.to(device), s.to(device), noise.to(device)
         return self._loss(self.latents.encode(images), s, noise)
 
     def _drawn_loss(self, images: Tensor, rng: torch.Generator | None, **asked: Any) -> Tensor:
         if rng is None and self.latents.vae is not None:
             raise ValueError("latents are drawn by a generator: give one")
-        device = images.device
+        device = device_of(self.model)
+        images = images.to(device)
         s = self.noising.times(len(images), rng, device)
         noise = normal((len(images), *self.noise_shape), rng, device)
         return self._loss(self.latents.encode(images, rng), s, noise, **asked)
@@ -111,7 +115,9 @@ class Denoiser:
             model: the base, with or without an adapter in it.
         """
         noise = torch.randn(2, *self.noise_shape, generator=torch.Generator().manual_seed(0))
-        return self.predict(model, noise, torch.tensor([300, 900]))
+        device = device_of(model)
+        times = torch.tensor([300, 900], device=device)
+        return self.predict(model, noise.to(device), times).cpu()
 
     @torch.no_grad()
     def sample(

@@ -15,6 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
+from hyperdp.compute import device_of
 from hyperdp.draws import normal, uniform
 
 Progress = Callable[[int, int], None]
@@ -23,6 +24,8 @@ HIGH_TIMES = 0.5  # share of an adapter's training times that fall where content
 
 class Family(Protocol):
     """What the rest of hyperdp needs to know of a base model.
+
+    Images may lie on any device: losses are where the network is, what is drawn is on the CPU.
 
     Attributes:
         name: a key of `hyperdp.families.FAMILIES`.
@@ -176,8 +179,9 @@ class UNetFlow:
         Returns:
             float32 [B], mean squared error over pixels.
         """
-        s = torch.sigmoid(normal((len(images),), rng, images.device))  # [B]
-        noise = normal(images.shape, rng, images.device)
+        device = device_of(self.model)
+        s = torch.sigmoid(normal((len(images),), rng, device))  # [B]
+        noise = normal(images.shape, rng, device)
         return self.loss_at(images, s, noise)
 
     def adapter_loss(self, images: Tensor, pool: Tensor, rng: torch.Generator | None) -> Tensor:
@@ -197,14 +201,15 @@ class UNetFlow:
             float32 [G·b].
         """
         groups, count = images.shape[:2]
-        device = images.device
+        device = device_of(self.model)
+        images, pool = images.to(device), pool.to(device)
         high = uniform((groups * count,), rng, device) < HIGH_TIMES
         gauss = normal((groups * count,), rng, device)
         s = torch.sigmoid(torch.where(high, 2.0 + 0.8 * gauss, gauss)).clamp(max=0.999)  # [G·b]
         noise = normal(images.shape, rng, device).flatten(0, 1)
         w = s[:, None, None, None]
         noisy = (1 - w) * images.flatten(0, 1) + w * noise  # [G·b, C, H, W]
-        with torch.autocast(images.device.type, enabled=False):  # distances need their digits
+        with torch.autocast(device.type, enabled=False):  # distances need their digits
             target = (noisy - self._posterior_mean(noisy, s, images, pool)) / w
         velocity: Tensor = self.model(noisy, s * 1000).sample.float()
         return (velocity - target).square().mean((1, 2, 3))
@@ -227,6 +232,8 @@ class UNetFlow:
 
     def loss_at(self, images: Tensor, s: Tensor, noise: Tensor) -> Tensor:
         """The same loss at given times `s` [B] in (0, 1) and noise [B, C, H, W]."""
+        device = device_of(self.model)
+        images, noise, s = images.to(device), noise.to(device), s.to(device)
         w = s[:, None, None, None]
         noisy = (1 - w) * images + w * noise
         velocity: Tensor = self.model(noisy, s * 1000).sample.float()  # [B, C, H, W]
@@ -240,8 +247,9 @@ class UNetFlow:
             model: the base, with or without an adapter in it.
         """
         noise = torch.randn(2, *self.image_shape, generator=torch.Generator().manual_seed(0))
-        answer: Tensor = model(noise, torch.tensor([300.0, 900.0])).sample
-        return answer
+        device = device_of(model)
+        answer: Tensor = model(noise.to(device), torch.tensor([300.0, 900.0], device=device)).sample
+        return answer.cpu()
 
     @torch.no_grad()
     def sample(

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hyperdp.compute import device_of
 from hyperdp.errors import UsageError
 
 PEFT_PREFIX = "base_model.model."
@@ -134,12 +135,12 @@ def adapters(model: nn.Module, weights: Mapping[str, tuple[Tensor, Tensor]]) -> 
 
     Args:
         model: the base model.
-        weights: see `Weights`.
+        weights: see `Weights`; on any device, gradients go back to where they lie.
     """
     modules = dict(model.named_modules())
 
     def hook(name: str) -> Any:
-        a, b = weights[name]
+        a, b = (factor.to(device_of(modules[name])) for factor in weights[name])
 
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return output + lora_output(module, inputs[0], a, b)

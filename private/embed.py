@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hyperdp.compute import one_thread
+from hyperdp.compute import device_of, one_thread
 from hyperdp.errors import BundleError
 from hyperdp.private.forms import Form
 from hyperdp.private.release_bundle import ReleaseBundle
@@ -93,11 +93,6 @@ def embedding_here(encoder: nn.Module, *, batch_size: int = BATCH_SIZE) -> Itera
                     yield due.popleft().result()
 
             yield embed
-
-
-def device_of(encoder: nn.Module) -> torch.device:
-    """Where an encoder computes."""
-    return next((p.device for p in encoder.parameters()), torch.device("cpu"))
 
 
 def weights_hash(module: nn.Module | None) -> str:

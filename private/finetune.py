@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from hyperdp.compute import device_of
 from hyperdp.errors import UsageError
 from hyperdp.family import Family
 from hyperdp.lora import LoraSite, Weights, adapters
@@ -167,22 +168,22 @@ def train_adapters(
         progress: called with (steps done, steps).
 
     Returns:
-        The averaged adapters, A [G, r, in, …] and B [G, out, r], detached. Each is what it would be
-        without the others, but for the draw of times and noise.
+        The averaged adapters, A [G, r, in, …] and B [G, out, r], detached, on the CPU. Each is what
+        it would be without the others, but for the draw of times and noise.
     """
     groups = max(len(b) for _, b in start.values())
     family.model.requires_grad_(False)
+    device = device_of(family.model)
     weights = {
         name: (
-            a.detach().expand(groups, *a.shape[1:]).clone().requires_grad_(),
-            b.detach().clone().requires_grad_(),
+            a.detach().to(device).expand(groups, *a.shape[1:]).clone().requires_grad_(),
+            b.detach().to(device, copy=True).requires_grad_(),
         )
         for name, (a, b) in start.items()
     }
     params = [p for pair in weights.values() for p in pair]
     average = [p.detach().clone() for p in params]
     optimizer = torch.optim.AdamW(params, lr=config.lr, weight_decay=0.0, fused=True)
-    device = params[0].device.type
     for step in range(config.steps):
         optimizer.param_groups[0]["lr"] = _rate(config, step)
         batch, pool = torch.split(
@@ -190,7 +191,7 @@ def train_adapters(
         )  # [G, b, …], [G, K, …]
         with (
             adapters(family.model, weights),
-            torch.autocast(device, torch.bfloat16, enabled=config.bf16),
+            torch.autocast(device.type, torch.bfloat16, enabled=config.bf16),
         ):
             loss = family.adapter_loss(batch, pool, rng).view(groups, -1).mean(1).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -204,7 +205,7 @@ def train_adapters(
             watch(_named(average, weights))
         if progress is not None:
             progress(done, config.steps)
-    return _named(average, weights)
+    return _named([mean.cpu() for mean in average], weights)
 
 
 def _named(tensors: list[Tensor], like: Weights) -> Weights:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from hyperdp.cli._cells import (
+    OnDevice,
     OnlyEpsilons,
     OnlyMethods,
     OnlySeeds,
@@ -21,6 +22,7 @@ from hyperdp.cli._engine import ENGINE, bench_engine
 from hyperdp.cli._guard import bench_guard
 from hyperdp.cli._text_bench import bench_texts
 from hyperdp.cli._theory import bench_theory
+from hyperdp.errors import UsageError
 
 
 def bench_command(
@@ -56,6 +58,7 @@ def bench_command(
     table_only: Annotated[
         bool, typer.Option("--table-only", help="Measure nothing: the table of the rows there are.")
     ] = False,
+    device: OnDevice = "cpu",
 ) -> None:
     """Measure every cell of a recipe that is not measured yet, and print the table.
 
@@ -76,6 +79,12 @@ def bench_command(
     from hyperdp.eval.text_recipe import text_recipe_path
 
     if (texts := text_recipe_path(recipe)) is not None:
+        if device != "cpu":
+            raise UsageError(
+                expected="--device cpu for a recipe of texts",
+                found=device,
+                todo="Leave --device out: documents are measured on the CPU.",
+            )
         only = only_cells(size, epsilon, seed)
         bench_texts(texts, out, into, private_set, method, only, table_only=table_only)
         return
@@ -98,7 +107,9 @@ def bench_command(
     else:
         keep = None if pictures is None else Pictures(folder=pictures).keep
         only = only_cells(size, epsilon, seed)
-        rows = run_bench(config, path, only=only, on_cell=cell_lines(console), keep=keep)
+        rows = run_bench(
+            config, path, only=only, on_cell=cell_lines(console), keep=keep, device=device
+        )
     above = stored_caption(whole, path) if table_only else ""
     table = above + bench_table(whole, rows)
     typer.echo(table, nl=False)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from hyperdp.cli._cells import (
+    OnDevice,
     OnlyEpsilons,
     OnlyMethods,
     OnlySeeds,
@@ -36,7 +37,7 @@ def labelled_command(
     table_only: Annotated[
         bool, typer.Option("--table-only", help="Measure nothing: the table of the rows there are.")
     ] = False,
-    device: Annotated[str, typer.Option(help="Of the DP-SGD classifier.")] = "cpu",
+    device: OnDevice = "cpu",
     microbatch: Annotated[
         int, typer.Option(min=1, help="Examples whose gradients are held at once.")
     ] = 64,

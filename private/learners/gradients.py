@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hyperdp.compute import device_of
 from hyperdp.errors import UsageError
 from hyperdp.lora import Weights, adapters
 from hyperdp.private.finetune import Tunable
@@ -37,17 +38,19 @@ def per_example_gradients(
         wrt_a: whether gradients by lora_A are wanted; without them [B, 0] stands in their place.
 
     Returns:
-        Site name → (gA [B, r, in, …], gB [B, out, r]), detached; not finite where the loss was not.
+        Site name → (gA [B, r, in, …], gB [B, out, r]), detached, where the weights lie; not finite
+        where the loss was not.
 
     Raises:
         UsageError: `loss` does not return one number for each record.
     """
     copies: Weights = {}
+    place = device_of(model)
     for name, (a, b) in weights.items():
-        one_a = a.detach()
+        one_a, one_b = a.detach().to(place), b.detach().to(place)
         if wrt_a:
             one_a = one_a.expand(examples, *a.shape[1:]).requires_grad_()
-        copies[name] = (one_a, b.detach().expand(examples, *b.shape[1:]).requires_grad_())
+        copies[name] = (one_a, one_b.expand(examples, *b.shape[1:]).requires_grad_())
     with torch.enable_grad():
         with adapters(model, copies):
             losses = loss()
@@ -62,8 +65,8 @@ def per_example_gradients(
         found = iter(torch.autograd.grad(total, leaves))
     absent = torch.zeros(examples, 0)
     return {
-        name: (next(found) if wrt_a else absent.to(b.device), next(found))
-        for name, (_, b) in copies.items()
+        name: ((next(found) if wrt_a else absent).to(b.device), next(found).to(b.device))
+        for name, (_, b) in weights.items()
     }
 
 
