@@ -18,6 +18,7 @@ from hyperdp.glyphs import CANVAS, IMAGE_BOX, IMAGE_SIZE
 
 _ELASTIC_GRID = 4  # smooth: whole strokes bend, as a hand bends them, and edges do not tremble
 _BLUR_TAPS = 15
+_COARSE = (9.0, 11.0, 13.0, 16.0, 20.0)  # pixels a side, of 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class Style:
         elastic: std of the elastic displacement.
         hardness: slope of the ink's edge; low is soft.
         gain: contrast of the finished image about half ink; scans and sharp resamplers are crisp.
+        resolution: pixels a side that the finished image is brought to and enlarged from again, as
+            coarse scans are; `IMAGE_SIZE` leaves it as it is.
     """
 
     pen: Tensor
@@ -49,6 +52,7 @@ class Style:
     elastic: Tensor
     hardness: Tensor
     gain: Tensor
+    resolution: Tensor
 
     def row(self, index: Tensor) -> Style:
         """The styles at `index` (int64 [N])."""
@@ -65,11 +69,14 @@ def plain_style(count: int) -> Style:
             "hardness": torch.full((count,), 6.0),
             "gain": torch.ones(count),
             "width_mean": torch.full((count,), 4.0),
+            "resolution": torch.full((count,), float(IMAGE_SIZE)),
         }
     )
 
 
-def draw_style(count: int, rng: torch.Generator, *, plain: float = 0.35, pen: float = 0.4) -> Style:
+def draw_style(
+    count: int, rng: torch.Generator, *, plain: float = 0.35, pen: float = 0.4, coarse: float = 0.0
+) -> Style:
     """Draws task styles: plain ink, pen, or bent ink (the rest).
 
     Args:
@@ -77,6 +84,7 @@ def draw_style(count: int, rng: torch.Generator, *, plain: float = 0.35, pen: fl
         rng: CPU generator.
         plain: probability of unchanged ink.
         pen: probability of the pen.
+        coarse: probability of a coarse scan of whatever it is.
 
     Returns:
         Style with fields [G].
@@ -107,7 +115,13 @@ def draw_style(count: int, rng: torch.Generator, *, plain: float = 0.35, pen: fl
         "elastic": uniform(0.0, 4.0) * bent * free,
         "hardness": torch.where(is_plain, 6.0, uniform(3.0, 10.0)),
         "gain": torch.where(is_plain, uniform(1.0, 2.2), uniform(1.0, 4.0)),
+        "resolution": torch.full((count,), float(IMAGE_SIZE)),
     }
+    if coarse > 0:  # drawn last and only then, so that other styles stay what they are
+        is_coarse = torch.rand(count, generator=rng) < coarse
+        chosen = torch.tensor(_COARSE)[torch.randint(len(_COARSE), (count,), generator=rng)]
+        values["resolution"] = torch.where(is_coarse, chosen, values["resolution"])
+        values["gain"] = torch.where(is_coarse, uniform(1.0, 1.8), values["gain"])
     return Style(**values)
 
 
@@ -201,8 +215,21 @@ def draw(ink: Tensor, skeleton: Tensor, style: Style, rng: torch.Generator) -> T
         images[bent] = _bend(
             images[bent], angle[bent], shear[bent], aspect[bent], style.elastic[bent], rng
         )
-    finished = _normalise(images)
+    finished = _scanned(_normalise(images), style.resolution)
     return (finished * style.gain[:, None, None, None]).clamp(-1, 1)
+
+
+def _scanned(images: Tensor, resolution: Tensor) -> Tensor:
+    """Brings each image to its resolution and back: [N, 1, 28, 28] in [-1, 1], [N] → the same."""
+    seen = images.clone()
+    for side in resolution.unique().tolist():
+        if side < IMAGE_SIZE:
+            chosen = torch.nonzero(resolution == side)[:, 0]
+            small = functional.adaptive_avg_pool2d(images[chosen], int(side))
+            seen[chosen] = functional.interpolate(
+                small, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False
+            ).clamp(-1, 1)
+    return seen
 
 
 def _bend(

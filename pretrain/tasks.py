@@ -31,7 +31,7 @@ class TaskMix:
     Attributes:
         chars, script, family, attribute, cluster, everything: weights of the kinds.
         mixture: probability that a task is a mixture of two.
-        plain, pen: see `draw_style`.
+        plain, pen, coarse: see `draw_style`.
         readable: probability that a task of digits or of Latin letters has only glyphs that look
             like them, see `hyperdp.pretrain.readable`.
     """
@@ -46,6 +46,7 @@ class TaskMix:
     plain: float = 0.30
     pen: float = 0.45
     readable: float = 0.75
+    coarse: float = 0.0
 
 
 class TaskSampler:
@@ -217,7 +218,9 @@ class TaskSampler:
                 if mask.any():
                     rows[g, mask] = numpy_rng.choice(self._pool(numpy_rng), int(mask.sum()))
                     style_of[g, mask] = 2 * g + (part if own_style else 0)
-        styles = draw_style(2 * count, rng, plain=self.mix.plain, pen=self.mix.pen)
+        styles = draw_style(
+            2 * count, rng, plain=self.mix.plain, pen=self.mix.pen, coarse=self.mix.coarse
+        )
         images = self.render(rows, styles.row(torch.from_numpy(style_of.reshape(-1))), rng)
         return images, torch.from_numpy(self.content[rows])
 

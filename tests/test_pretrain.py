@@ -114,6 +114,38 @@ def test_styles_reach_the_records(corpus):
     assert mass(bold_mean=0.5) > mass() > mass(bold_mean=-0.5)
 
 
+def test_a_coarse_scan_has_lost_what_is_finer_than_its_pixels(corpus):
+    rows = torch.arange(0, 400, 10)
+    ink, skeleton = torch.from_numpy(corpus.ink[rows]), torch.from_numpy(corpus.skeleton[rows])
+
+    def drawn(resolution: float) -> torch.Tensor:
+        plain = plain_style(len(rows))
+        style = dataclasses.replace(plain, resolution=torch.full((len(rows),), resolution))
+        return draw(ink, skeleton, style, torch.Generator().manual_seed(0))
+
+    def above(images: torch.Tensor, side: int) -> float:
+        """Share of the power at frequencies that `side` pixels cannot show."""
+        power = torch.fft.fft2(images[:, 0]).abs().square()
+        high = (torch.fft.fftfreq(28).abs() * 28) > side / 2
+        return float(power[:, high[:, None] | high[None]].sum() / power.sum())
+
+    assert torch.equal(drawn(28.0), draw(ink, skeleton, plain_style(len(rows)), torch.Generator()))
+    assert above(drawn(11.0), 14) < 0.1 * above(drawn(28.0), 14)
+    assert above(drawn(11.0), 14) < above(drawn(16.0), 14)
+
+
+def test_other_styles_stay_what_they_were_where_none_is_coarse():
+    before, mixed = (
+        draw_style(400, torch.Generator().manual_seed(0), coarse=coarse) for coarse in (0.0, 0.3)
+    )
+    changed = mixed.resolution < 28
+    assert 0.2 < float(changed.float().mean()) < 0.4
+    for field in dataclasses.fields(Style):
+        one, other = getattr(before, field.name), getattr(mixed, field.name)
+        assert torch.equal(one[~changed], other[~changed])
+    assert (before.resolution == 28).all()
+
+
 def test_a_seed_draws_the_same_records(corpus):
     def once(seed: int) -> torch.Tensor:
         rng = torch.Generator().manual_seed(seed)

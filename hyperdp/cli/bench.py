@@ -67,6 +67,16 @@ def bench_command(
 
     Example: hyperdp bench eval/recipes/bench-quick.toml --into docs/benchmarks.md
     """
+    from hyperdp.eval.text_recipe import text_recipe_path
+
+    texts = text_recipe_path(recipe)
+    if device != "cpu" and (texts is not None or recipe in {"theory", "guard", *ENGINE}):
+        raise UsageError(
+            expected=f"--device for a recipe of images, not for {recipe}",
+            found=device,
+            todo="Leave --device out: documents are measured on the CPU, and the engine's benches "
+            "find a GPU themselves.",
+        )
     if recipe == "theory":
         bench_theory(out, into)
         return
@@ -76,15 +86,7 @@ def bench_command(
     if recipe in ENGINE:
         bench_engine(recipe, out, into, bundle)
         return
-    from hyperdp.eval.text_recipe import text_recipe_path
-
-    if (texts := text_recipe_path(recipe)) is not None:
-        if device != "cpu":
-            raise UsageError(
-                expected="--device cpu for a recipe of texts",
-                found=device,
-                todo="Leave --device out: documents are measured on the CPU.",
-            )
+    if texts is not None:
         only = only_cells(size, epsilon, seed)
         bench_texts(texts, out, into, private_set, method, only, table_only=table_only)
         return

@@ -48,11 +48,13 @@ def labelled_command(
 
     Example: hyperdp labelled labelled-quick
     """
+    from hyperdp.compute import usable_device
     from hyperdp.eval.labelled import labelled_caption, run_labelled
     from hyperdp.eval.labelled_recipe import read_labelled_recipe
     from hyperdp.eval.results import RESULTS, render_into, to_markdown
     from hyperdp.private.classifier.training import Speed
 
+    usable_device(device)
     config = read_labelled_recipe(recipe, private_set, method)
     path = out if out is not None else RESULTS / f"{config.bench}.jsonl"
     console = Console(stderr=True)

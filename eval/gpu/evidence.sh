@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Measures the tables that hang on the shipped bundle, cell by cell on whatever the machine has: the
+# curves of every private set, the labelled tables, the forecast. Several processes at once, each
+# with cells of its own; started again, it goes on with what has no row yet.
+#
+#     eval/gpu/evidence.sh [OUT]
+#
+# PROCESSES at a time, for SECONDS_MOST at most; PARTS out of `curves labelled forecast`. On a GPU the
+# processes share it through CUDA's multi-process service, without which they wait for each other.
+# First: hyperdp pretrain digits -o runs/digits.npz. SMALL=1 measures one small cell, without a GPU.
+set -euo pipefail
+
+out=$(realpath -m "${1:-runs/evidence}")
+python=${PYTHON:-python}
+small=${SMALL:-}
+gpus=0
+[ -n "$small" ] || gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+device=cpu; [ "$gpus" -eq 0 ] || device=cuda
+processes=${PROCESSES:-$([ "$device" = cuda ] && echo 12 || echo 2)}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+mkdir -p "$out/logs"
+
+if [ "$device" = cuda ] && command -v nvidia-cuda-mps-control > /dev/null; then
+  export CUDA_MPS_PIPE_DIRECTORY=$out/mps CUDA_MPS_LOG_DIRECTORY=$out/mps-log
+  mkdir -p "$CUDA_MPS_PIPE_DIRECTORY" "$CUDA_MPS_LOG_DIRECTORY"
+  nvidia-cuda-mps-control -d
+  trap 'echo quit | nvidia-cuda-mps-control > /dev/null || true' EXIT
+fi
+
+curves() {
+  local set seed
+  for set in mnist-5k ethiopic armenian khmer bengali; do
+    echo "bench gain-curves --private-set $set --method floor --method base --method public_mean \
+--method other_task --method lora -o $out/gain-curves.jsonl"
+  done
+  echo "bench gain-curves-digits -o $out/gain-curves-digits.jsonl"
+  for seed in 0 1 2; do
+    for set in mnist-5k ethiopic armenian khmer bengali; do
+      echo "bench gain-curves --private-set $set --method hyper --seed $seed -o $out/gain-curves.jsonl"
+    done
+  done
+}
+
+labelled() {
+  local recipe n seed
+  for recipe in quick fashion; do
+    for n in 500 2000 $([ "$recipe" = quick ] || echo 5000); do
+      for seed in 0 1 2; do
+        echo "labelled labelled-$recipe -n $n --seed $seed -o $out/labelled-$recipe.jsonl"
+      done
+    done
+  done
+}
+
+forecast() {
+  local process
+  for process in 1 2 3 4; do
+    echo "pretrain forecast glyphs --no-guard --fid --samples 500 --tasks 18 --work $out/forecast -o $out"
+  done
+}
+
+if [ -n "$small" ]; then
+  jobs() { echo "bench bench-quick --private-set mnist-5k --method floor -o $out/small.jsonl"; }
+else
+  jobs() { for part in ${PARTS:-curves forecast labelled}; do "$part"; done; }
+fi
+run() { # NUMBER WORDS…
+  local log=$out/logs/$1.txt
+  shift
+  echo "$*" > "$log"
+  "$python" -m hyperdp "$@" --device "$device" >> "$log" 2>&1 || { echo "failed: $*" >&2; tail -n 5 "$log" >&2; }
+}
+export -f run
+export out python device
+jobs | nl | timeout "${SECONDS_MOST:-36000}" xargs -P "$processes" -L 1 bash -c 'run "$@"' run ||
+  echo "the time was up; started again, it goes on" >&2

@@ -1,0 +1,112 @@
+"""Networks on a device of their own; where there is no GPU, torch's `meta` stands for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hyperdp.bundle import Bundle
+from hyperdp.cli import main
+from hyperdp.compute import device_of, usable_device
+from hyperdp.errors import UsageError
+from hyperdp.eval.digit_classifier import train_classifier
+from hyperdp.eval.results import hardware
+from hyperdp.eval.study import SamplingConfig, draw_images, lora_weights
+from hyperdp.lora import Weights, adapters
+from hyperdp.private.emit import adapter_weights
+from hyperdp.private.finetune import FinetuneConfig
+from hyperdp.private.learners.gradients import per_example_gradients, record_losses
+from tests.worlds import tiny_bundle
+
+META = torch.device("meta")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def _adapter(bundle: Bundle) -> Weights:
+    return adapter_weights(bundle, torch.ones(1, bundle.config.embed_dim), torch.full((1,), 0.01))
+
+
+def _images(bundle: Bundle, count: int = 3) -> Tensor:
+    rng = torch.Generator().manual_seed(0)
+    return torch.rand(count, *bundle.config.image_shape, generator=rng) * 2 - 1
+
+
+def test_a_bundle_moves_its_base_and_every_later_copy_and_nothing_else(tmp_path: Path) -> None:
+    moved = tiny_bundle(tmp_path).to(META)
+    assert device_of(moved.base.model) == device_of(moved.load_base().model) == META
+    assert device_of(moved.encoder).type == device_of(moved.hypernetwork).type == "cpu"
+
+
+def test_images_and_adapters_follow_the_base(tmp_path: Path) -> None:
+    moved = tiny_bundle(tmp_path).to(META)
+    images = _images(moved)
+    with adapters(moved.base.model, _adapter(moved)):
+        losses = moved.base.loss_at(images, torch.full((3,), 0.5), torch.randn(images.shape))
+    assert losses.device == META and losses.shape == (3,)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "no-such-device"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="--device"):
+        usable_device(name)
+
+
+def test_the_commands_refuse_it_before_any_cell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    for words in (["bench", "bench-quick"], ["bench", "text-gain"], ["labelled", "labelled-quick"]):
+        with pytest.raises(SystemExit) as left:
+            main([*words, "--device", "cuda:99", "-o", str(rows)])
+        assert left.value.code == 2
+        assert "--device" in capsys.readouterr().err
+    assert not rows.exists()
+
+
+def test_rows_name_a_gpu_and_nothing_else_beside_the_processor() -> None:
+    assert hardware(torch.device("cpu")) == hardware()
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_the_processor_gives(bundle: Bundle, tmp_path: Path) -> None:
+    moved = tiny_bundle(tmp_path).to("cuda")
+    images, weights = _images(bundle, 4), _adapter(bundle)
+    s, noise = torch.linspace(0.1, 0.9, 4), torch.randn(images.shape)
+    found = []
+    for one in (bundle, moved):
+        with adapters(one.base.model, weights):
+            found.append(one.base.loss_at(images, s, noise).cpu())
+    assert torch.allclose(found[0], found[1], rtol=1e-3)
+    config = SamplingConfig(count=5, steps=3, batch_size=2, bf16=False)
+    drawn = [draw_images(one, weights, config, seed=0) for one in (bundle, moved)]
+    assert torch.allclose(drawn[0], drawn[1], atol=2e-2)
+
+
+@pytest.mark.gpu
+def test_adapters_are_trained_on_a_gpu_and_come_back(tmp_path: Path) -> None:
+    moved = tiny_bundle(tmp_path).to("cuda")
+    config = FinetuneConfig(rank=2, steps=3, batch_size=4)
+    weights = lora_weights(moved, _images(moved, 16), config, seed=0)
+    assert all(part.device.type == "cpu" for pair in weights.values() for part in pair)
+    family = moved.load_base()
+    rng = torch.Generator().manual_seed(0)
+    grads = per_example_gradients(
+        family.model, weights, lambda: record_losses(family, _images(moved), 1, rng), examples=3
+    )
+    assert all(part.device.type == "cpu" for pair in grads.values() for part in pair)
+    assert any(bool(b.abs().max() > 0) for _, b in grads.values())
+
+
+@pytest.mark.gpu
+def test_the_classifier_of_images_stays_where_it_was_trained() -> None:
+    images = torch.rand(100, 1, 28, 28) * 2 - 1
+    model = train_classifier(images, torch.arange(100) % 2, epochs=1, device=torch.device("cuda"))
+    assert device_of(model).type == "cuda"
+    assert model.predict(images).device.type == "cpu"
