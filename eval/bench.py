@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from hyperdp.bundle import load_bundle
+from hyperdp.compute import usable_device
 from hyperdp.eval.bench_recipe import BenchConfig, cells
 from hyperdp.eval.cells import Cell, OnCell, Only, measure_cells, row_key
 from hyperdp.eval.kept_pictures import Keep
@@ -43,10 +44,10 @@ def run_bench(
     """
     chosen = only if only is not None else Only()
     chosen.check(n=config.n, epsilon=config.epsilon, seeds=config.seeds)
-    bundle = load_bundle(config.bundle).to(device)
+    bundle = load_bundle(config.bundle).to(usable_device(device))
     base = f"{bundle.name}-{bundle.hash[:8]}"
     tuning = Tuning(config.tuning, base)
-    append_rows(out, reused_rows(config, base, read_rows(out)))
+    append_rows(out, reused_rows(config, base, read_rows(out)), once=True)
     world: World | None = None
 
     def figures(cell: Cell, progress: Progress) -> dict[str, float]:
@@ -63,7 +64,7 @@ def run_bench(
     )  # fmt: skip
     rows = [row for row in read_rows(out) if (row.bench, row.base) == (config.bench, base)]
     gains = recovered_gains(rows)
-    append_rows(out, gains)
+    append_rows(out, gains, once=True)
     return rows + gains
 
 

@@ -124,7 +124,7 @@ def measure_cells(
             )
             for metric, value in found.items()
         ]
-        append_rows(path, rows)
+        append_rows(path, rows, once=True)
 
 
 def row_key(row: Row) -> tuple[str, str, str, str, int | None, float | None, int]:

@@ -53,21 +53,37 @@ class Row:
     command: str
 
 
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
+def append_rows(path: Path, rows: Iterable[Row], *, once: bool = False) -> None:
     """Appends rows in one write and syncs, so that a kill loses whole cells and nothing else.
 
     Other processes that append to the same file wait.
+
+    Args:
+        path: JSONL.
+        rows: to append.
+        once: leave out a figure that the file has by now: another process was at the same cell.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1  # what follows is a line that a kill cut short
         file.truncate(whole)
+        there = {_figure(row) for row in read_rows(path)} if once else set()
+        text = "".join(
+            json.dumps(asdict(row), ensure_ascii=False) + "\n"
+            for row in rows
+            if _figure(row) not in there
+        )
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _figure(row: Row) -> tuple[object, ...]:
+    """What tells one figure from any other."""
+    return (row.bench, row.base, row.private_set, row.method, row.n, row.epsilon, row.seed,
+            row.metric)  # fmt: skip
 
 
 def read_rows(path: Path) -> list[Row]:

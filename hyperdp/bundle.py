@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hyperdp.compute import usable_device
 from hyperdp.encoder import Encoder, EncoderConfig
 from hyperdp.errors import BundleError, HyperdpError
 from hyperdp.families import FAMILIES
@@ -66,8 +65,8 @@ class Bundle:
         hash: SHA-256 over the manifest, which holds the hash of every file.
         encoder: φ, in eval mode, float32.
         hypernetwork: ρ, in eval mode, float32.
-        device: of the base model and every copy of it. φ and ρ stay on the CPU, where a release is
-            the same to the bit whatever the machine.
+        device: of the base model and every copy of it. φ and ρ stay on the CPU, whose sums do not
+            hang on what else a GPU computes.
     """
 
     config: BundleConfig
@@ -104,12 +103,8 @@ class Bundle:
         return self.load_base()
 
     def to(self, device: torch.device | str) -> Bundle:
-        """Moves the base model; later copies of it come to the same place.
-
-        Raises:
-            UsageError: there is no such device.
-        """
-        self.device = usable_device(device)
+        """Moves the base model; later copies of it come to the same place."""
+        self.device = torch.device(device)
         self.base.to(self.device)
         return self
 

@@ -96,11 +96,11 @@ class Denoiser:
     def _drawn_loss(self, images: Tensor, rng: torch.Generator | None, **asked: Any) -> Tensor:
         if rng is None and self.latents.vae is not None:
             raise ValueError("latents are drawn by a generator: give one")
+        s = self.noising.times(len(images), rng, images.device)
+        noise = normal((len(images), *self.noise_shape), rng, images.device)
         device = device_of(self.model)
-        images = images.to(device)
-        s = self.noising.times(len(images), rng, device)
-        noise = normal((len(images), *self.noise_shape), rng, device)
-        return self._loss(self.latents.encode(images, rng), s, noise, **asked)
+        clean = self.latents.encode(images.to(device), rng)
+        return self._loss(clean, s.to(device), noise.to(device), **asked)
 
     def _loss(self, clean: Tensor, s: Tensor, noise: Tensor, **asked: Any) -> Tensor:
         noisy, t, target = self.noising.at(clean, s, noise)

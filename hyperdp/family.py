@@ -25,7 +25,9 @@ HIGH_TIMES = 0.5  # share of an adapter's training times that fall where content
 class Family(Protocol):
     """What the rest of hyperdp needs to know of a base model.
 
-    Images may lie on any device: losses are where the network is, what is drawn is on the CPU.
+    Images may lie on any device: times and noise are drawn where the images are, so that those on
+    the CPU have the same ones whatever computes; losses are where the network is, and what is
+    sampled is on the CPU.
 
     Attributes:
         name: a key of `hyperdp.families.FAMILIES`.
@@ -179,9 +181,8 @@ class UNetFlow:
         Returns:
             float32 [B], mean squared error over pixels.
         """
-        device = device_of(self.model)
-        s = torch.sigmoid(normal((len(images),), rng, device))  # [B]
-        noise = normal(images.shape, rng, device)
+        s = torch.sigmoid(normal((len(images),), rng, images.device))  # [B]
+        noise = normal(images.shape, rng, images.device)
         return self.loss_at(images, s, noise)
 
     def adapter_loss(self, images: Tensor, pool: Tensor, rng: torch.Generator | None) -> Tensor:
@@ -201,12 +202,12 @@ class UNetFlow:
             float32 [G·b].
         """
         groups, count = images.shape[:2]
-        device = device_of(self.model)
-        images, pool = images.to(device), pool.to(device)
-        high = uniform((groups * count,), rng, device) < HIGH_TIMES
-        gauss = normal((groups * count,), rng, device)
+        drawn_on, device = images.device, device_of(self.model)
+        high = uniform((groups * count,), rng, drawn_on) < HIGH_TIMES
+        gauss = normal((groups * count,), rng, drawn_on)
         s = torch.sigmoid(torch.where(high, 2.0 + 0.8 * gauss, gauss)).clamp(max=0.999)  # [G·b]
-        noise = normal(images.shape, rng, device).flatten(0, 1)
+        noise = normal(images.shape, rng, drawn_on).flatten(0, 1)
+        images, pool, s, noise = (part.to(device) for part in (images, pool, s, noise))
         w = s[:, None, None, None]
         noisy = (1 - w) * images.flatten(0, 1) + w * noise  # [G·b, C, H, W]
         with torch.autocast(device.type, enabled=False):  # distances need their digits

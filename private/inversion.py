@@ -124,8 +124,9 @@ class InversionBundle:
 
     @classmethod
     def of(cls, bundle: Bundle, config: InversionConfig) -> InversionBundle:
-        """Over a fresh copy of a bundle's base model."""
+        """Over a fresh copy of a bundle's base model, on the CPU."""
         family = need_flow(bundle.load_base(), "the noisy mean of conditions")
+        family.to(torch.device("cpu"))  # as every encoder of a release
         encoder = InversionEncoder(family, config)
         what = {"bundle": bundle.hash, "inversion": dataclasses.asdict(config)}
         return cls(

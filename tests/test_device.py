@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from hyperdp import family as family_module
+from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.cli import main
 from hyperdp.compute import device_of, usable_device
 from hyperdp.errors import UsageError
 from hyperdp.eval.digit_classifier import train_classifier
-from hyperdp.eval.results import hardware
+from hyperdp.eval.results import append_rows, hardware, read_rows
+from hyperdp.eval.rivals import fit_once
 from hyperdp.eval.study import SamplingConfig, draw_images, lora_weights
 from hyperdp.lora import Weights, adapters
 from hyperdp.private.emit import adapter_weights
 from hyperdp.private.finetune import FinetuneConfig
+from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.learners.gradients import per_example_gradients, record_losses
+from tests.bench_rows import bench_rows, quick_config
 from tests.worlds import tiny_bundle
 
 META = torch.device("meta")
@@ -52,7 +59,7 @@ def test_images_and_adapters_follow_the_base(tmp_path: Path) -> None:
     assert losses.device == META and losses.shape == (3,)
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "no-such-device"])
+@pytest.mark.parametrize("name", ["cuda:99", "no-such-device", "meta", "hpu"])
 def test_a_device_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="--device"):
         usable_device(name)
@@ -70,8 +77,37 @@ def test_the_commands_refuse_it_before_any_cell(
     assert not rows.exists()
 
 
-def test_rows_name_a_gpu_and_nothing_else_beside_the_processor() -> None:
+def test_rows_name_a_gpu_beside_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     assert hardware(torch.device("cpu")) == hardware()
+    assert hardware(torch.device("cuda", 1)) == f"{hardware()}, GPU 1"
+
+
+def test_records_on_the_cpu_have_the_same_times_and_noise_whatever_computes(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.device] = []
+    for name in ("normal", "uniform"):
+        real = getattr(family_module, name)
+        monkeypatch.setattr(
+            family_module, name, lambda *a, real=real: asked.append(a[2]) or real(*a)
+        )
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # not for meta
+    moved = bundle.load_base()
+    moved.to(META)
+    images, rng = _images(bundle), torch.Generator().manual_seed(0)
+    assert moved.loss(images, rng).device == META
+    assert moved.adapter_loss(images[None], images[None], rng).device == META
+    assert asked and {device.type for device in asked} == {"cpu"}
+
+
+def test_a_figure_that_another_process_has_written_is_not_written_again(tmp_path: Path) -> None:
+    rows, path = bench_rows(quick_config()), tmp_path / "rows.jsonl"
+    append_rows(path, rows[:3])
+    append_rows(path, rows, once=True)
+    assert read_rows(path) == rows
+    append_rows(path, rows[:1])  # a bench that measures again says so again
+    assert len(read_rows(path)) == len(rows) + 1
 
 
 @pytest.mark.gpu
@@ -102,6 +138,17 @@ def test_adapters_are_trained_on_a_gpu_and_come_back(tmp_path: Path) -> None:
     )
     assert all(part.device.type == "cpu" for pair in grads.values() for part in pair)
     assert any(bool(b.abs().max() > 0) for _, b in grads.values())
+
+
+@pytest.mark.gpu
+def test_a_fit_on_a_gpu_passes_its_own_checks(tmp_path: Path) -> None:
+    moved = tiny_bundle(tmp_path).to("cuda")
+    config = FitConfig(size=40, expected_batch=10, steps=3)
+    budget = PrivacyBudget(epsilon=8.0, delta=1e-5)
+    for method in ("dpsgd", "ffa", "projected", "anadp"):
+        chosen = dataclasses.replace(config, method=method)
+        weights = fit_once(moved, _images(moved, 40), chosen, budget)
+        assert all(part.device.type == "cpu" for pair in weights.values() for part in pair)
 
 
 @pytest.mark.gpu

@@ -9,10 +9,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional
 
-from hyperdp.errors import UsageError
+from hyperdp.errors import BundleError, UsageError
 from hyperdp.lora import adapters, describe_sites
 from hyperdp.private.finetune import fresh_adapter
+from hyperdp.private.forms import Form
 from hyperdp.private.learners.gradients import per_example_gradients, record_losses
+from hyperdp.private.learners.starting import check_separate
 from tests.worlds import tiny_family
 
 B = 5
@@ -217,3 +219,32 @@ def test_they_equal_opacus_hooks_on_peft_s_own_lora():
         for name in names
     }
     assert relative(found, wanted) < 1e-5
+
+
+FORM = Form(noun="image", shape=(1, 28, 28))
+
+
+@pytest.mark.parametrize("microbatch", [1, 3, 8])
+def test_a_base_without_batch_statistics_is_taken(unet, microbatch):
+    family, weights = tiny_family(), unet[1]
+    family.model.requires_grad_(False)
+    asleep = {n: (a, torch.zeros_like(b)) for n, (a, b) in weights.items()}
+    for adapter in (weights, asleep):
+        check_separate(family, adapter, FORM, microbatch=microbatch)
+
+
+@pytest.mark.parametrize("microbatch", [1, 8])
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda losses: losses * losses.detach().mean(),
+        lambda losses: losses * (1 + 0 * losses.sum()),  # nothing, unless one is not finite
+    ],
+)
+def test_a_base_in_which_a_record_changes_another_s_gradient_is_refused(unet, microbatch, mixed):
+    family = tiny_family()
+    family.model.requires_grad_(False)
+    own = family.adapter_loss
+    family.adapter_loss = lambda *words: mixed(own(*words))
+    with pytest.raises(BundleError, match="its own record"):
+        check_separate(family, unet[1], FORM, microbatch=microbatch)

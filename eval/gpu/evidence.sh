@@ -5,9 +5,10 @@
 #
 #     eval/gpu/evidence.sh [OUT]
 #
-# PROCESSES at a time, for SECONDS_MOST at most; PARTS out of `curves labelled forecast`. On a GPU the
+# PROCESSES at a time, for SECONDS_MOST at most; PARTS out of `curves forecast labelled`. On a GPU the
 # processes share it through CUDA's multi-process service, without which they wait for each other.
-# First: hyperdp pretrain digits -o runs/digits.npz. SMALL=1 measures one small cell, without a GPU.
+# First: hyperdp pretrain corpus, and hyperdp pretrain digits -o runs/digits.npz. SMALL=1 measures one
+# small cell, without a GPU. Ends with 1 where a process failed and 124 where the time was up.
 set -euo pipefail
 
 out=$(realpath -m "${1:-runs/evidence}")
@@ -21,32 +22,39 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p "$out/logs"
 
 if [ "$device" = cuda ] && command -v nvidia-cuda-mps-control > /dev/null; then
-  export CUDA_MPS_PIPE_DIRECTORY=$out/mps CUDA_MPS_LOG_DIRECTORY=$out/mps-log
-  mkdir -p "$CUDA_MPS_PIPE_DIRECTORY" "$CUDA_MPS_LOG_DIRECTORY"
+  CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d)  # short and local: it holds sockets
+  export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
   nvidia-cuda-mps-control -d
   trap 'echo quit | nvidia-cuda-mps-control > /dev/null || true' EXIT
 fi
 
+scripts=(mnist-5k ethiopic armenian khmer bengali)
+
 curves() {
   local set seed
-  for set in mnist-5k ethiopic armenian khmer bengali; do
+  for set in "${scripts[@]}"; do
     echo "bench gain-curves --private-set $set --method floor --method base --method public_mean \
 --method other_task --method lora -o $out/gain-curves.jsonl"
   done
   echo "bench gain-curves-digits -o $out/gain-curves-digits.jsonl"
   for seed in 0 1 2; do
-    for set in mnist-5k ethiopic armenian khmer bengali; do
+    for set in "${scripts[@]}"; do
       echo "bench gain-curves --private-set $set --method hyper --seed $seed -o $out/gain-curves.jsonl"
     done
   done
 }
 
 labelled() {
-  local recipe n seed
+  local recipe methods n seed
   for recipe in quick fashion; do
+    echo "labelled labelled-$recipe --method public_only -o $out/labelled-$recipe.jsonl"
+    methods="--method nonprivate --method dpsgd --method dpsgd_from_public --method hyper \
+--method reweighted --method dpsgd_lora"
+    [ "$recipe" = fashion ] || methods+=" --method reweighted_and_public \
+--method reweighted_by_class --method reweighted_by_class_and_public"
     for n in 500 2000 $([ "$recipe" = quick ] || echo 5000); do
       for seed in 0 1 2; do
-        echo "labelled labelled-$recipe -n $n --seed $seed -o $out/labelled-$recipe.jsonl"
+        echo "labelled labelled-$recipe -n $n --seed $seed $methods -o $out/labelled-$recipe.jsonl"
       done
     done
   done
@@ -55,22 +63,29 @@ labelled() {
 forecast() {
   local process
   for process in 1 2 3 4; do
-    echo "pretrain forecast glyphs --no-guard --fid --samples 500 --tasks 18 --work $out/forecast -o $out"
+    echo "pretrain forecast glyphs --no-guard --fid --samples 500 --tasks 18 \
+--work $out/tasks -o $out/forecast-$process"
   done
 }
 
 if [ -n "$small" ]; then
-  jobs() { echo "bench bench-quick --private-set mnist-5k --method floor -o $out/small.jsonl"; }
+  list() { echo "bench bench-quick --private-set mnist-5k --method floor -o $out/small.jsonl"; }
 else
-  jobs() { for part in ${PARTS:-curves forecast labelled}; do "$part"; done; }
+  list() { for part in ${PARTS:-curves forecast labelled}; do "$part"; done; }
 fi
-run() { # NUMBER WORDS…
-  local log=$out/logs/$1.txt
-  shift
+run() { # WORDS…
+  local log
+  log=$(mktemp "$out/logs/XXXXXX.txt")
   echo "$*" > "$log"
-  "$python" -m hyperdp "$@" --device "$device" >> "$log" 2>&1 || { echo "failed: $*" >&2; tail -n 5 "$log" >&2; }
+  "$python" -m hyperdp "$@" --device "$device" >> "$log" 2>&1 && return
+  echo "failed: $* (see $log)" >&2
+  tail -n 5 "$log" >&2
+  return 1
 }
 export -f run
 export out python device
-jobs | nl | timeout "${SECONDS_MOST:-36000}" xargs -P "$processes" -L 1 bash -c 'run "$@"' run ||
-  echo "the time was up; started again, it goes on" >&2
+rc=0
+list | timeout "${SECONDS_MOST:-36000}" xargs -P "$processes" -L 1 bash -c 'run "$@"' run || rc=$?
+[ "$rc" -ne 124 ] || echo "the time was up; started again, it goes on" >&2
+[ "$rc" -ne 123 ] || rc=1
+exit "$rc"

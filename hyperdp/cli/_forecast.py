@@ -56,13 +56,14 @@ def forecast_command(
     Example: hyperdp pretrain forecast glyphs
     """
     from hyperdp.bundle import load_bundle
+    from hyperdp.compute import usable_device
     from hyperdp.eval.results import provenance
     from hyperdp.forecast import Forecast, ForecastTable
     from hyperdp.pretrain.forecast import ForecastConfig, Measure, loss_measure, make_tables
     from hyperdp.pretrain.guard import GuardConfig, make_guard
     from hyperdp.pretrain.recipe import open_recipe_corpus
 
-    loaded = load_bundle(bundle).to(device)
+    loaded = load_bundle(bundle).to(usable_device(device))
     folder = out if out is not None else loaded.path
     folder.mkdir(parents=True, exist_ok=True)
     public = open_recipe_corpus({"corpus": corpus})

@@ -16,6 +16,7 @@ from hyperdp import keys
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.certificate import CERTIFICATE_FILE
+from hyperdp.compute import exact
 from hyperdp.errors import BudgetRefusedError, UsageError
 from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights, load_peft
@@ -193,10 +194,11 @@ def run_steps(
         training.keep_start(folder)  # first, or a kill after the note would look like a lost state
         if not standing.spent:
             reservation.spend()
-        begin, end = training.run(units, folder, progress)
-        check_moved(begin, end)
-        weights = training.for_base(begin, end)
-        files = saved_adapter(training.family, weights, base_name=terms.bundle.name)
+        with exact():
+            begin, end = training.run(units, folder, progress)
+            check_moved(begin, end)
+            weights = training.for_base(begin, end)
+            files = saved_adapter(training.family, weights, base_name=terms.bundle.name)
         certificate = training_certificate(terms, reservation.entry, start, weights, files)
         fitted = Fit(certificate=certificate, weights=weights)
         with new_folder(out) as target:  # taken away again where the ledger refuses the commit

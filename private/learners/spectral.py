@@ -28,7 +28,7 @@ def spectral_start(model: nn.Module, names: list[str], rank: int) -> Weights:
         rank: r.
 
     Returns:
-        One adapter, A [1, r, in, …] and B [1, out, r], in the dtype of the weights.
+        One adapter, A [1, r, in, …] and B [1, out, r], in the dtype of the weights, on the CPU.
 
     Raises:
         UsageError: a site whose weight has rank below r, or is no LoRA site.
@@ -66,7 +66,7 @@ def residual_base(model: nn.Module, start: Weights) -> Iterator[None]:
         with torch.no_grad():
             for name, (a, b) in start.items():
                 weight = _weight(modules[name])
-                delta = b[0].double() @ a[0].flatten(1).double()
+                delta = (b[0].double() @ a[0].flatten(1).double()).to(weight.device)
                 weight.copy_(weight.double() - delta.reshape(weight.shape))
         yield
     finally:
@@ -115,4 +115,5 @@ def _weight(module: nn.Module) -> Tensor:
 def _shaped(
     lora_a: Tensor, lora_b: Tensor, site: LoraSite, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    return lora_a.reshape(1, -1, *site.a_shape).to(dtype), lora_b[None].to(dtype)
+    shaped = lora_a.reshape(1, -1, *site.a_shape), lora_b[None]
+    return shaped[0].to("cpu", dtype), shaped[1].to("cpu", dtype)

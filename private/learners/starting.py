@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
+from torch import Tensor
 
 from hyperdp.bundle import Bundle
 from hyperdp.errors import BundleError, UsageError
@@ -15,6 +14,7 @@ from hyperdp.private.forms import Form
 from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.learners.gradients import per_example_gradients, record_losses
 from hyperdp.private.learners.spectral import spectral_start
+from hyperdp.private.learners.step_rule import PerExample
 from hyperdp.private.released import Release
 from hyperdp.text_bundle import TextBundle
 
@@ -100,29 +100,42 @@ def check_separate(family: Tunable, weights: Weights, form: Form, *, microbatch:
     """
     count = max(2, microbatch)
     images = torch.from_numpy(form.probes(count))
-    other = images.clone()
-    other[count // 2 :] = max(value for value in form.extremes() if math.isfinite(value))
-    first, second = (
-        per_example_gradients(
+    half = count // 2
+    tried = _awake(weights)
+
+    def gradients(batch: Tensor) -> PerExample:
+        return per_example_gradients(
             family.model,
-            weights,
-            lambda batch=batch: record_losses(  # type: ignore[misc]
-                family, batch, 1, torch.Generator().manual_seed(0)
-            ),
+            tried,
+            lambda: record_losses(family, batch, 1, torch.Generator().manual_seed(0)),
             examples=count,
         )
-        for batch in (images, other)
-    )
-    half = count // 2
-    change = sum(
-        float((x[:half] - y[:half]).square().sum())
-        for name in first
-        for x, y in zip(first[name], second[name], strict=True)
-    )
+
+    first = gradients(images)
     size = sum(float(x[:half].square().sum()) for pair in first.values() for x in pair)
+    change, extremes = 0.0, form.extremes()
+    for start in range(0, len(extremes), count - half):
+        other = images.clone()  # with companions that are not finite, too: they spoil their own
+        for place in range(half, count):
+            other[place] = extremes[(start + place - half) % len(extremes)]
+        second = gradients(other)
+        change += sum(
+            float((x[:half] - y[:half]).square().sum())
+            for name in first
+            for x, y in zip(first[name], second[name], strict=True)
+        )
     if not change <= _MIXING**2 * size:
         raise BundleError(
             expected="a base model in which every gradient depends on its own record alone",
             found="gradients that change with the other records of a batch",
             todo="Use a base model without batch statistics; the sensitivity would not hold.",
         )
+
+
+def _awake(weights: Weights) -> Weights:
+    """The adapter, with public noise for a lora_B of zeros, which would hide lora_A's gradient."""
+    rng = torch.Generator().manual_seed(0)
+    return {
+        name: (a, b if bool(b.any()) else 0.01 * torch.randn(b.shape, generator=rng).to(b))
+        for name, (a, b) in weights.items()
+    }

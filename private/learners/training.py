@@ -11,6 +11,7 @@ import torch
 from hyperdp import accounting
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
+from hyperdp.compute import exact
 from hyperdp.errors import BudgetRefusedError, UsageError
 from hyperdp.family import Family
 from hyperdp.lora import Weights
@@ -119,7 +120,7 @@ class Training:
         self.family.model.requires_grad_(False)
         self.begin = self.rule.start(start_weights(terms.config, terms.bundle, start))
         self._spectral = start is None and terms.config.start == "spectral"
-        with residual_base(self.family.model, self._held(self.begin)):
+        with exact(), residual_base(self.family.model, self._held(self.begin)):
             form = Form.of(terms.bundle.config)
             check_separate(self.family, self.begin, form, microbatch=terms.pace.microbatch)
 
