@@ -222,7 +222,7 @@ def draw(ink: Tensor, skeleton: Tensor, style: Style, rng: torch.Generator) -> T
 def _scanned(images: Tensor, resolution: Tensor) -> Tensor:
     """Brings each image to its resolution and back: [N, 1, 28, 28] in [-1, 1], [N] → the same."""
     seen = images.clone()
-    for side in resolution.unique().tolist():
+    for side in set(resolution.tolist()):
         if side < IMAGE_SIZE:
             chosen = torch.nonzero(resolution == side)[:, 0]
             small = functional.adaptive_avg_pool2d(images[chosen], int(side))
