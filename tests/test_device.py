@@ -14,6 +14,7 @@ from hyperdp import family as family_module
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.cli import main
+from hyperdp.cli._device import on_device
 from hyperdp.compute import device_of, usable_device
 from hyperdp.errors import UsageError
 from hyperdp.eval.digit_classifier import train_classifier
@@ -25,6 +26,7 @@ from hyperdp.private.emit import adapter_weights
 from hyperdp.private.finetune import FinetuneConfig
 from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.learners.gradients import per_example_gradients, record_losses
+from hyperdp.text_bundle import open_bundle
 from tests.bench_rows import bench_rows, quick_config
 from tests.worlds import tiny_bundle
 
@@ -75,6 +77,33 @@ def test_the_commands_refuse_it_before_any_cell(
         assert left.value.code == 2
         assert "--device" in capsys.readouterr().err
     assert not rows.exists()
+
+
+def test_commands_that_spend_refuse_it_before_they_spend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, nothing = tmp_path / "out", str(tmp_path / "nothing")
+    budget = ["--epsilon", "1", "--delta", "1e-5", "-o", str(out)]
+    for words in (
+        ["sample", nothing, "-o", str(out)],
+        ["emit", nothing, "-o", str(out)],
+        ["fit", nothing, "--size", "100", *budget],
+        ["private", nothing, *budget],
+    ):
+        for device, bundle in (("cuda:99", "glyphs"), ("nowhere", "glyphs")):
+            with pytest.raises(SystemExit) as left:
+                main([*words, "--device", device, "--bundle", bundle])
+            assert left.value.code == 2
+            assert "--device" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_bundle_of_texts_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = open_bundle("text-tiny")
+    assert on_device(texts, "cpu") is texts
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # as if there were a GPU
+    with pytest.raises(UsageError, match="texts"):
+        on_device(texts, "cuda")
 
 
 def test_rows_name_a_gpu_beside_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:

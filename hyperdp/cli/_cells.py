@@ -21,9 +21,6 @@ OnlySizes = Annotated[
 OnlyEpsilons = Annotated[
     list[float] | None, typer.Option("--epsilon", "-e", help="Only this ε; may be repeated.")
 ]
-OnDevice = Annotated[
-    str, typer.Option(help="Where networks compute: cpu, or cuda where torch finds a GPU.")
-]
 OnlySeeds = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed.")]
 
 _PAUSE = 30.0  # seconds between two lines of one cell

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hyperdp.cli._bars import counting_bar
-from hyperdp.cli._cells import OnDevice
+from hyperdp.cli._device import OnDevice, on_device
 
 
 def forecast_command(
@@ -56,14 +56,13 @@ def forecast_command(
     Example: hyperdp pretrain forecast glyphs
     """
     from hyperdp.bundle import load_bundle
-    from hyperdp.compute import usable_device
     from hyperdp.eval.results import provenance
     from hyperdp.forecast import Forecast, ForecastTable
     from hyperdp.pretrain.forecast import ForecastConfig, Measure, loss_measure, make_tables
     from hyperdp.pretrain.guard import GuardConfig, make_guard
     from hyperdp.pretrain.recipe import open_recipe_corpus
 
-    loaded = load_bundle(bundle).to(usable_device(device))
+    loaded = on_device(load_bundle(bundle), device)
     folder = out if out is not None else loaded.path
     folder.mkdir(parents=True, exist_ok=True)
     public = open_recipe_corpus({"corpus": corpus})

@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 
 from hyperdp.cli._cells import (
-    OnDevice,
     OnlyEpsilons,
     OnlyMethods,
     OnlySeeds,
@@ -18,6 +17,7 @@ from hyperdp.cli._cells import (
     cell_lines,
     only_cells,
 )
+from hyperdp.cli._device import OnDevice
 from hyperdp.cli._engine import ENGINE, bench_engine
 from hyperdp.cli._guard import bench_guard
 from hyperdp.cli._text_bench import bench_texts

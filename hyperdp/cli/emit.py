@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hyperdp.cli import _options as o
+from hyperdp.cli._device import OnDevice, on_device
 from hyperdp.cli._emitting import emit
 from hyperdp.cli._public import PublicLabels, PublicRecords, PublicSteps, read_public
 
@@ -20,6 +21,7 @@ def emit_command(
     public: PublicRecords = None,
     public_label_column: PublicLabels = None,
     public_steps: PublicSteps = None,
+    device: OnDevice = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what was written as JSON.")
     ] = False,
@@ -39,7 +41,7 @@ def emit_command(
     """
     from hyperdp.text_bundle import open_bundle
 
-    loaded = open_bundle(bundle)
+    loaded = on_device(open_bundle(bundle), device)
     records = read_public(public, loaded, label_column=public_label_column)
     made = emit(release, loaded, out, public=records, steps=public_steps)
     if as_json:

@@ -10,6 +10,7 @@ import typer
 
 from hyperdp.cli import _options as o
 from hyperdp.cli._bars import steps_bar
+from hyperdp.cli._device import OnDevice, on_device
 from hyperdp.cli._emitting import next_step
 from hyperdp.cli._opening import Reading, open_checked
 
@@ -86,6 +87,7 @@ def fit_command(
         ),
     ] = None,
     microbatch: Annotated[int, typer.Option(help="Records in memory at once.")] = 32,
+    device: OnDevice = "cpu",
     image_column: o.ImageColumn = None,
     text_column: o.TextColumn = None,
     unit_column: o.UnitColumn = None,
@@ -124,7 +126,7 @@ def fit_command(
     )
     unit: Literal["record", "user"] = "record" if unit_column is None else "user"
     budget = PrivacyBudget(epsilon=epsilon, delta=delta, unit=unit)
-    loaded = open_bundle(bundle)
+    loaded = on_device(open_bundle(bundle), device)
     reading = Reading(
         data=data,
         image_column=image_column,

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from hyperdp.cli import _options as o
+from hyperdp.cli._device import OnDevice, on_device
 from hyperdp.cli._emitting import emit
 from hyperdp.cli._public import PublicLabels, PublicRecords, PublicSteps, read_public
 from hyperdp.cli._refine import refine
@@ -89,6 +90,7 @@ def private_command(
     microbatch: Annotated[
         int, typer.Option(help="Records in memory at once.", rich_help_panel=_REFINE_PANEL)
     ] = 32,
+    device: OnDevice = "cpu",
     public: PublicRecords = None,
     public_label_column: PublicLabels = None,
     public_steps: PublicSteps = None,
@@ -152,7 +154,7 @@ def private_command(
             found="the private dataset itself, which would be read without privacy",
             todo="Name public records, such as those of `hyperdp pretrain public`.",
         )
-    loaded = open_bundle(bundle)
+    loaded = on_device(open_bundle(bundle), device)
     # What cannot be read or used is refused before anything is spent.
     records = read_public(public, loaded, label_column=public_label_column)
     if records is not None:

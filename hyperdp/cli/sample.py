@@ -11,6 +11,7 @@ import typer
 from rich.progress import Progress, TaskID
 
 from hyperdp.cli._bars import counting_bar
+from hyperdp.cli._device import OnDevice, on_device
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
@@ -33,6 +34,7 @@ def sample_command(
         int | None, typer.Option(min=1, help="Sampling steps; the bundle's own by default.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 50,
+    device: OnDevice = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what was written as JSON.")
     ] = False,
@@ -46,7 +48,7 @@ def sample_command(
     from hyperdp.images import save_grid, save_images
     from hyperdp.lora import attach_peft, load_peft
 
-    loaded = load_bundle(bundle)
+    loaded = on_device(load_bundle(bundle), device)
     if (adapter / "adapter_config.json").is_file():
         sources = {"": adapter}
     else:
