@@ -19,7 +19,7 @@ from hyperdp.errors import DataError
 from hyperdp.eval.cells import Cell, OnCell, Only, measure_cells, row_key
 from hyperdp.eval.class_learners import class_config, class_fits
 from hyperdp.eval.digit_classifier import train_classifier
-from hyperdp.eval.earlier import caption, measured_base
+from hyperdp.eval.earlier import base_name, caption, measured_base
 from hyperdp.eval.labelled_dpsgd import PrivateClassifiers
 from hyperdp.eval.labelled_recipe import (
     AND_PUBLIC,
@@ -187,12 +187,17 @@ def beside(drawn: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor]) -> tuple
     return torch.cat([fewer[0]] * times + [more[0]]), torch.cat([fewer[1]] * times + [more[1]])
 
 
-def cell_base(config: LabelledConfig, cell: Cell, bundle_hash: Callable[[], str]) -> str:
+def cell_base(config: LabelledConfig, cell: Cell, named: Callable[[], str]) -> str:
     """What a row's `base` says: the bundle, or the settings that a classifier was trained with.
 
     Rows of other settings are other rows, so a recipe that was changed measures its cells anew.
+
+    Args:
+        config: the recipe.
+        cell: of it.
+        named: the bundle as rows spell it; called where the cell's method has one.
     """
-    bundle = f"{Path(config.bundle).name}-{bundle_hash()[:8]}" if cell.method in SYNTHETIC else ""
+    bundle = named() if cell.method in SYNTHETIC else ""
     if cell.method == "hyper":
         return bundle
     values: dict[str, object] = {"steps": config.classifier_steps}
@@ -255,23 +260,21 @@ def run_labelled(
     known = read_rows(out)
 
     @functools.cache
-    def bundle_hash() -> str:
-        if measure:
-            return load_bundle(config.bundle).hash
-        return measured_bundle(config, known).rsplit("-", 1)[1]
+    def named() -> str:
+        return _present(config) if measure else measured_bundle(config, known)
 
     wanted = list(labelled_cells(config, sizes))
     if measure:
         measure_cells(
             filter(chosen.keeps, wanted), out, bench=config.bench, delta=config.delta,
-            base=lambda cell: cell_base(config, cell, bundle_hash),
+            base=lambda cell: cell_base(config, cell, named),
             figures=lambda cell, progress: world(cell.private_set).measure(cell, progress),
             on_cell=on_cell, device=torch.device((speed or Speed()).device),
         )  # fmt: skip
         known = read_rows(out)
     rows: list[Row] = []
     for cell in wanted:
-        key = (config.bench, cell_base(config, cell, bundle_hash), *dataclasses.astuple(cell))
+        key = (config.bench, cell_base(config, cell, named), *dataclasses.astuple(cell))
         rows += [row for row in known if row_key(row) == key]
     return rows
 
@@ -288,4 +291,4 @@ def labelled_caption(config: LabelledConfig, out: Path) -> str:
 
 
 def _present(config: LabelledConfig) -> str:
-    return f"{Path(config.bundle).name}-{load_bundle(config.bundle).hash[:8]}"
+    return base_name(load_bundle(config.bundle))

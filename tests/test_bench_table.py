@@ -21,6 +21,7 @@ from hyperdp.eval.earlier import base_name, measured_base
 from hyperdp.eval.kept_pictures import SHOWN, Pictures
 from hyperdp.eval.results import append_rows, check_marks, render_into
 from tests.bench_rows import bench_rows, quick_config
+from tests.worlds import tiny_bundle
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
@@ -57,6 +58,7 @@ LABELLED = {
     "tune-classifier",
     "tune-classifier-eps1",
     "tune-from-public",
+    "labelled-fashion",
 }
 
 
@@ -147,3 +149,29 @@ def test_pictures_are_found_again_by_cell_and_by_no_other(tmp_path: Path) -> Non
 def test_a_cell_that_the_recipe_does_not_have_is_refused(words, tmp_path: Path, capsys) -> None:
     assert run([*words, "-o", str(tmp_path / "r.jsonl")]) == 2
     assert "out of the recipe's" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", ["bench", "labelled"])
+def test_a_recipe_can_be_of_another_bundle_and_its_table_is(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny_bundle(tmp_path / "somewhere", name="other")
+    recipe, metric = (
+        ("bench-quick", "fid") if command == "bench" else ("labelled-quick", "accuracy")
+    )
+    seen = dataclasses.replace(
+        bench_rows(quick_config())[0],
+        bench=recipe, private_set="mnist-5k", method="hyper", n=2000, epsilon=1.0, metric=metric,
+    )  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    shipped = base_name(load_bundle("glyphs"))
+    for base, value in ((base_name(other), 17.0), (shipped, 23.0)):
+        append_rows(path, [dataclasses.replace(seen, base=base, value=value)])
+    for words, value in (([], "23"), (["--bundle", str(other.path)], "17")):
+        assert run([command, recipe, "--table-only", "-o", str(path), *words]) == 0
+        assert f"| hyper | 2,000 | 1 | {value}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", ["theory", "text-gain"])
+def test_a_bundle_where_none_is_asked_for_is_refused(recipe: str, tmp_path: Path) -> None:
+    assert run(["bench", recipe, "--bundle", "glyphs", "-o", str(tmp_path / "r.jsonl")]) == 2

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Measures the tables that hang on the shipped bundle, cell by cell on whatever the machine has: the
-# curves of every private set, the labelled tables, the forecast. Several processes at once, each
-# with cells of its own; started again, it goes on with what has no row yet.
+# Measures the tables that hang on a bundle, cell by cell on whatever the machine has: the curves of
+# every private set, the labelled tables, the forecast. Several processes at once, each with cells of
+# its own; started again, it goes on with what has no row yet. BUNDLE is the shipped one by default.
 #
 #     eval/gpu/evidence.sh [OUT]
 #
@@ -14,6 +14,7 @@ set -euo pipefail
 out=$(realpath -m "${1:-runs/evidence}")
 python=${PYTHON:-python}
 small=${SMALL:-}
+bundle=${BUNDLE:-glyphs}
 gpus=0
 [ -n "$small" ] || gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 device=cpu; [ "$gpus" -eq 0 ] || device=cuda
@@ -63,7 +64,7 @@ labelled() {
 forecast() {
   local process
   for process in 1 2 3 4; do
-    echo "pretrain forecast glyphs --no-guard --fid --samples 500 --tasks 18 \
+    echo "pretrain forecast $bundle --no-guard --fid --samples 500 --tasks 18 \
 --work $out/tasks -o $out/forecast-$process"
   done
 }
@@ -74,16 +75,17 @@ else
   list() { for part in ${PARTS:-curves forecast labelled}; do "$part"; done; }
 fi
 run() { # WORDS…
-  local log
+  local log option=()
+  [ "$1" = pretrain ] || option=(--bundle "$bundle")
   log=$(mktemp "$out/logs/XXXXXX.txt")
   echo "$*" > "$log"
-  "$python" -m hyperdp "$@" --device "$device" >> "$log" 2>&1 && return
+  "$python" -m hyperdp "$@" "${option[@]}" --device "$device" >> "$log" 2>&1 && return
   echo "failed: $* (see $log)" >&2
   tail -n 5 "$log" >&2
   return 1
 }
 export -f run
-export out python device
+export out python device bundle
 rc=0
 list | timeout "${SECONDS_MOST:-36000}" xargs -P "$processes" -L 1 bash -c 'run "$@"' run || rc=$?
 [ "$rc" -ne 124 ] || echo "the time was up; started again, it goes on" >&2

@@ -21,6 +21,15 @@ OnlySizes = Annotated[
 OnlyEpsilons = Annotated[
     list[float] | None, typer.Option("--epsilon", "-e", help="Only this ε; may be repeated.")
 ]
+OtherBundle = Annotated[
+    str | None,
+    typer.Option(
+        "--bundle",
+        "-b",
+        help="Name or folder of the bundle; the recipe's own by default, or glyphs.",
+        show_default=False,
+    ),
+]
 OnlySeeds = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed.")]
 
 _PAUSE = 30.0  # seconds between two lines of one cell

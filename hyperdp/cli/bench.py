@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from hyperdp.cli._cells import (
     OnlySeeds,
     OnlySets,
     OnlySizes,
+    OtherBundle,
     cell_lines,
     only_cells,
 )
@@ -49,12 +51,7 @@ def bench_command(
         Path | None,
         typer.Option(help="Keep a picture of each cell's images here, for `hyperdp report`."),
     ] = None,
-    bundle: Annotated[
-        str,
-        typer.Option(
-            "--bundle", "-b", help="For guard, train-step, step-time and release: whose networks."
-        ),
-    ] = "glyphs",
+    bundle: OtherBundle = None,
     table_only: Annotated[
         bool, typer.Option("--table-only", help="Measure nothing: the table of the rows there are.")
     ] = False,
@@ -70,6 +67,12 @@ def bench_command(
     from hyperdp.eval.text_recipe import text_recipe_path
 
     texts = text_recipe_path(recipe)
+    if bundle is not None and (texts is not None or recipe == "theory"):
+        raise UsageError(
+            expected=f"--bundle for a recipe of images or an engine's bench, not for {recipe}",
+            found=bundle,
+            todo="Write the bundle into a copy of the recipe.",
+        )
     if device != "cpu" and (texts is not None or recipe in {"theory", "guard", *ENGINE}):
         raise UsageError(
             expected=f"--device for a recipe of images, not for {recipe}",
@@ -81,10 +84,10 @@ def bench_command(
         bench_theory(out, into)
         return
     if recipe == "guard":
-        bench_guard(bundle, out, into, table_only=table_only)
+        bench_guard(bundle or "glyphs", out, into, table_only=table_only)
         return
     if recipe in ENGINE:
-        bench_engine(recipe, out, into, bundle)
+        bench_engine(recipe, out, into, bundle or "glyphs")
         return
     if texts is not None:
         only = only_cells(size, epsilon, seed)
@@ -97,8 +100,9 @@ def bench_command(
     from hyperdp.eval.results import RESULTS, check_marks, render_into
     from hyperdp.eval.tuning import choices
 
-    whole = read_bench_recipe(recipe)
-    config = read_bench_recipe(recipe, private_set, method)
+    whole, config = read_bench_recipe(recipe), read_bench_recipe(recipe, private_set, method)
+    if bundle is not None:
+        whole, config = (dataclasses.replace(one, bundle=bundle) for one in (whole, config))
     if into is not None:  # before hours of work that could not be rendered
         check_marks(into, config.bench)
     path = out if out is not None else RESULTS / f"{config.bench}.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from hyperdp.cli._cells import (
     OnlySeeds,
     OnlySets,
     OnlySizes,
+    OtherBundle,
     cell_lines,
     only_cells,
 )
@@ -37,6 +39,7 @@ def labelled_command(
     table_only: Annotated[
         bool, typer.Option("--table-only", help="Measure nothing: the table of the rows there are.")
     ] = False,
+    bundle: OtherBundle = None,
     device: OnDevice = "cpu",
     microbatch: Annotated[
         int, typer.Option(min=1, help="Examples whose gradients are held at once.")
@@ -55,7 +58,10 @@ def labelled_command(
     from hyperdp.private.classifier.training import Speed
 
     usable_device(device)
+    whole = read_labelled_recipe(recipe)
     config = read_labelled_recipe(recipe, private_set, method)
+    if bundle is not None:
+        whole, config = (dataclasses.replace(one, bundle=bundle) for one in (whole, config))
     path = out if out is not None else RESULTS / f"{config.bench}.jsonl"
     console = Console(stderr=True)
     if not table_only:
@@ -66,10 +72,10 @@ def labelled_command(
             speed=Speed(microbatch=microbatch, device=device),
             on_cell=cell_lines(console),
         )
-    rows = run_labelled(read_labelled_recipe(recipe), path, measure=False)
+    rows = run_labelled(whole, path, measure=False)
     rows += [r for r in run_labelled(config, path, measure=False) if r not in rows]
     classes = sorted({row.metric for row in rows if row.metric.startswith("accuracy_")})
-    table = labelled_caption(read_labelled_recipe(recipe), path)
+    table = labelled_caption(whole, path)
     table += to_markdown(rows, ("accuracy", "worst_class_accuracy", *classes))
     typer.echo(table, nl=False)
     if into is not None:
