@@ -167,3 +167,29 @@ def test_the_gpu_scripts_run_small_and_go_on(tmp_path: Path):
     assert (tmp_path / "runs/gpu/hyper/bundle/hypernetwork.safetensors").read_bytes() == before
     shown = run(str(ROOT / "eval/gpu/measure.sh"), str(tmp_path / "runs/gpu/hyper/bundle"))
     assert "flop_per_second" in shown and "overhead" in shown
+
+
+@pytest.mark.slow
+def test_the_evidence_script_measures_goes_on_and_tells_of_a_failure(
+    bundle: Bundle, tmp_path: Path
+):
+    environment = {
+        **os.environ, "SMALL": "1", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    words = [str(ROOT / "eval/gpu/evidence.sh"), "out of the way"]
+
+    def run(of: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words, cwd=tmp_path, env={**environment, "BUNDLE": of}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    assert run(str(bundle.path)).returncode == 0
+    rows = tmp_path / "out of the way" / "small.jsonl"
+    measured = rows.read_text()
+    assert json.loads(measured.splitlines()[0])["base"].startswith(bundle.name)
+    assert run(str(bundle.path)).returncode == 0
+    assert rows.read_text() == measured
+    failed = run("no-such-bundle")
+    assert failed.returncode == 1
+    assert "no-such-bundle" in failed.stderr

@@ -35,12 +35,12 @@ curves() {
   local set seed
   for set in "${scripts[@]}"; do
     echo "bench gain-curves --private-set $set --method floor --method base --method public_mean \
---method other_task --method lora -o $out/gain-curves.jsonl"
+--method other_task --method lora -o @/gain-curves.jsonl"
   done
-  echo "bench gain-curves-digits -o $out/gain-curves-digits.jsonl"
+  echo "bench gain-curves-digits -o @/gain-curves-digits.jsonl"
   for seed in 0 1 2; do
     for set in "${scripts[@]}"; do
-      echo "bench gain-curves --private-set $set --method hyper --seed $seed -o $out/gain-curves.jsonl"
+      echo "bench gain-curves --private-set $set --method hyper --seed $seed -o @/gain-curves.jsonl"
     done
   done
 }
@@ -48,14 +48,14 @@ curves() {
 labelled() {
   local recipe methods n seed
   for recipe in quick fashion; do
-    echo "labelled labelled-$recipe --method public_only -o $out/labelled-$recipe.jsonl"
+    echo "labelled labelled-$recipe --method public_only -o @/labelled-$recipe.jsonl"
     methods="--method nonprivate --method dpsgd --method dpsgd_from_public --method hyper \
 --method reweighted --method dpsgd_lora"
     [ "$recipe" = fashion ] || methods+=" --method reweighted_and_public \
 --method reweighted_by_class --method reweighted_by_class_and_public"
     for n in 500 2000 $([ "$recipe" = quick ] || echo 5000); do
       for seed in 0 1 2; do
-        echo "labelled labelled-$recipe -n $n --seed $seed $methods -o $out/labelled-$recipe.jsonl"
+        echo "labelled labelled-$recipe -n $n --seed $seed $methods -o @/labelled-$recipe.jsonl"
       done
     done
   done
@@ -65,16 +65,17 @@ forecast() {
   local process
   for process in 1 2 3 4; do
     echo "pretrain forecast $bundle --no-guard --fid --samples 500 --tasks 18 \
---work $out/tasks -o $out/forecast-$process"
+--work @/tasks -o @/forecast-$process"
   done
 }
 
 if [ -n "$small" ]; then
-  list() { echo "bench bench-quick --private-set mnist-5k --method floor -o $out/small.jsonl"; }
+  list() { echo "bench bench-quick --private-set mnist-5k --method floor -o @/small.jsonl"; }
 else
   list() { for part in ${PARTS:-curves forecast labelled}; do "$part"; done; }
 fi
-run() { # WORDS…
+run() { # WORDS…, in which @/ stands for OUT, whatever its name has in it
+  set -- "${@/#@\//$out/}"
   local log option=()
   [ "$1" = pretrain ] || option=(--bundle "$bundle")
   log=$(mktemp "$out/logs/XXXXXX.txt")
