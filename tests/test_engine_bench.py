@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from hyperdp.bundle import Bundle
 from hyperdp.cli.bench import bench_command
 from hyperdp.eval.device_bench import DeviceBenchConfig, run_device_bench
 from hyperdp.eval.emission_bench import (
