@@ -17,7 +17,7 @@ from hyperdp.errors import BundleError, HyperdpError
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import describe_sites
 from hyperdp.manifest import MEASURED, check_sizes, read_manifest, write_manifest
-from hyperdp.text_encoder import build_text_encoder
+from hyperdp.text_encoder import GradientEncoder, build_text_encoder
 from hyperdp.text_family import CausalText
 
 MODEL = "lm"
@@ -164,6 +164,8 @@ def _build(folder: Path, config: TextBundleConfig, digest: str) -> TextBundle:
         )
         module.eval().requires_grad_(False)
     base.model.requires_grad_(False)
+    if isinstance(encoder, GradientEncoder):
+        encoder.attach(base.model, hypernetwork)
     return TextBundle(
         config=config,
         path=folder,

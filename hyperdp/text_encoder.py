@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hyperdp.errors import BundleError
+from hyperdp.hypernetwork import Hypernetwork
+from hyperdp.lora import lora_output
 
 PAD = -1  # after a document's end; no vocabulary holds it
 
@@ -72,9 +77,113 @@ class TokenEncoder(nn.Module):
         return embeddings * (count > 0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GradientEncoderConfig:
+    """Shape of the encoder that asks the base model itself.
+
+    Attributes:
+        vocab_size: V. text_length: L. embed_dim: k, the numbers that ρ emits.
+    """
+
+    vocab_size: int
+    text_length: int
+    embed_dim: int
+
+
+class GradientEncoder(nn.Module):
+    """φ(x) = -s · ∂ loss(x) / ∂ M at M = 0: where the document would move each number that ρ emits.
+
+    M are the cores of `hyperdp.hypernetwork.Hypernetwork`, s a public scale. What a document is
+    like is then said in the units of what an adapter can do about it, also where it is unlike every
+    public one. It is one example's gradient, and only clipped and noised sums of it leave, so the
+    release is one step of DP-SGD (Abadi et al. 2016, arXiv 1607.00133) in the span of public tasks;
+    what adapter lies in that direction, ρ has learned.
+
+    The base model is not a part of this module's state: `attach` gives it one.
+    """
+
+    def __init__(self, config: GradientEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scale: Tensor
+        self.register_buffer("scale", torch.ones(config.embed_dim))
+        self._asked = threading.local()  # the cores of the batch that a thread is at
+        self._model: Any = None
+        self._of: Hypernetwork | None = None
+
+    def attach(self, model: nn.Module, hypernetwork: Hypernetwork) -> None:
+        """Gives it the model that it asks.
+
+        Args:
+            model: a causal language model of `transformers`; copied, and never trained.
+            hypernetwork: ρ, whose A and U say what its cores mean; the same from now on.
+
+        Raises:
+            BundleError: ρ emits another number of cores than k.
+        """
+        if sum(hypernetwork.sizes) != self.config.embed_dim:
+            raise BundleError(
+                expected=f"an encoder of {sum(hypernetwork.sizes)} numbers, as many as ρ emits",
+                found=str(self.config.embed_dim),
+                todo="Correct embed_dim in the recipe.",
+            )
+        own: Any = copy.deepcopy(model).eval().requires_grad_(False)
+        modules = dict(own.named_modules())
+        for index, site in enumerate(hypernetwork.sites):
+            modules[site.name].register_forward_hook(self._adding(index))
+        # Around nn.Module, so that neither is saved with the encoder or hashed as a part of it.
+        object.__setattr__(self, "_model", own)
+        object.__setattr__(self, "_of", hypernetwork)
+
+    def bases(self) -> list[Tensor]:
+        """A and U of every site, which are ρ's: with the base model, what an embedding hangs on."""
+        return [] if self._of is None else [*self._of.a, *self._of.u]
+
+    def _adding(self, index: int) -> Any:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            a, b = self._asked.weights[index]
+            return output + lora_output(module, inputs[0], a, b)
+
+        return add
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embeds documents; the gradients are taken here, also under `torch.no_grad`.
+
+        Args:
+            tokens: int64 [B, L], negative after a document's end.
+
+        Returns:
+            float32 [B, k], before clipping; exactly 0 for a document of less than two tokens.
+
+        Raises:
+            RuntimeError: nothing is attached.
+        """
+        if self._of is None:
+            raise RuntimeError("a gradient encoder needs its base model: call attach")
+        targets = tokens[:, 1:]
+        there = targets >= 0  # [B, L - 1]
+        with torch.enable_grad(), torch.autocast(tokens.device.type, enabled=False):
+            cores = torch.zeros(len(tokens), self.config.embed_dim, requires_grad=True)
+            cores = cores.to(tokens.device)
+            self._asked.weights = [
+                self._of.site_weights(index, cores) for index in range(self._of.count)
+            ]
+            try:
+                logits = self._model(input_ids=tokens[:, :-1].clamp(min=0), use_cache=False).logits
+            finally:
+                del self._asked.weights
+            each = functional.cross_entropy(
+                logits.float().flatten(0, 1), targets.clamp(min=0).flatten(), reduction="none"
+            ).view(targets.shape)
+            mean = (each * there).sum(1) / there.sum(1).clamp(min=1)  # [B]
+            (gradient,) = torch.autograd.grad(mean.sum(), cores)
+        return -gradient * self.scale * (there.sum(1) > 0)[:, None]
+
+
 # name → (configuration, module). Another φ is one more entry: int64 [B, L] → float32 [B, k].
 TEXT_ENCODERS: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "tokens": (TokenEncoderConfig, TokenEncoder),
+    "gradient": (GradientEncoderConfig, GradientEncoder),
 }
 
 

@@ -12,6 +12,7 @@ from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.image_corpus import INDEX, open_images
 from hyperdp.pretrain.image_tasks import ImageWorld
 from hyperdp.pretrain.text_corpus import TextCorpus, open_text_corpus, open_text_sample
+from hyperdp.pretrain.text_forms import open_formed_corpus
 from hyperdp.pretrain.text_registers import open_wide_corpus
 from hyperdp.pretrain.world import GlyphWorld, World
 
@@ -94,6 +95,7 @@ def open_recipe_texts(values: dict[str, Any]) -> TextCorpus:
 
     `corpus = "text"` (the default) is gathered from the installed packages into the cache;
     `corpus = "text-wide"` has registers beside it that are far from literature;
+    `corpus = "text-forms"` has made-up forms beside these, for ρ and for no base;
     `corpus = "text-sample"` is the small one that ships for tests.
     """
     name = values.pop("corpus", "text")
@@ -103,8 +105,10 @@ def open_recipe_texts(values: dict[str, Any]) -> TextCorpus:
         return open_text_corpus()
     if name == "text-wide":
         return open_wide_corpus()
+    if name == "text-forms":
+        return open_formed_corpus()
     raise UsageError(
-        expected='corpus = "text", "text-wide" or "text-sample"',
+        expected='corpus = "text", "text-wide", "text-forms" or "text-sample"',
         found=repr(name),
         todo="Correct the recipe.",
     )

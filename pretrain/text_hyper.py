@@ -24,12 +24,13 @@ from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.provenance import training_record
 from hyperdp.pretrain.text_base import tokenise
 from hyperdp.pretrain.text_corpus import TextCorpus
+from hyperdp.pretrain.text_gradients import start_gradients
 from hyperdp.pretrain.text_start import start_encoder
 from hyperdp.pretrain.text_tasks import Rows, TextTaskMix, TextTaskSampler, Tokens
 from hyperdp.pretrain.text_validation import TextValidation
 from hyperdp.processes import processes
 from hyperdp.text_bundle import TextBundle, TextBundleConfig, load_text_bundle, save_text_bundle
-from hyperdp.text_encoder import TokenEncoder, build_text_encoder
+from hyperdp.text_encoder import GradientEncoder, TokenEncoder, build_text_encoder
 from hyperdp.text_family import CausalText
 
 TOLD_WORDS = 4096  # that tell clusters apart
@@ -173,6 +174,25 @@ def _start(config: TextHyperConfig, values: dict[str, Any], tokens: Tokens) -> n
     return encoder.requires_grad_(config.encoder_lr > 0)
 
 
+def _embedded(
+    config: TextHyperConfig,
+    base: CausalText,
+    encoder: nn.Module,
+    hyper: Hypernetwork,
+    corpus: TextCorpus,
+    tokens: Tokens,
+    sampler: TextTaskSampler,
+    folder: Path,
+) -> Tensor | None:
+    """Clipped embeddings of all documents [N, k], where the encoder stays as it is; else None."""
+    if isinstance(encoder, GradientEncoder):
+        return start_gradients(
+            base, encoder, hyper, corpus, tokens, sampler=sampler, support=config.support,
+            clip_norm=config.clip_norm, folder=folder,
+        )  # fmt: skip
+    return embed_all(encoder, tokens, config.clip_norm) if config.encoder_lr == 0 else None
+
+
 def train_text_hyper(
     config: TextHyperConfig, folder: Path, corpus: TextCorpus | None = None, command: str = ""
 ) -> TextBundle:
@@ -205,13 +225,12 @@ def train_text_hyper(
     module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "words": words})
     sampler = TextTaskSampler(corpus, told_words(tokens), 0, config.mix)  # it draws rows alone
 
-    # An encoder that stays as it is embeds every document once.
-    table = embed_all(encoder, tokens, config.clip_norm) if config.encoder_lr == 0 else None
+    table = _embedded(config, base, encoder, hyper, corpus, tokens, sampler, folder)
 
     def embed(rows: Rows) -> Tensor:
         """[G, K] → mean clipped embedding [G, k]; the first few carry gradients."""
         if table is not None:
-            return table[torch.from_numpy(rows)].mean(1).to(device)
+            return table[torch.from_numpy(rows)].float().mean(1).to(device)
         support = torch.from_numpy(tokens[rows]).to(device)  # [G, K, L]
         grad = min(config.support_grad, support.shape[1])
         first = clip(encoder(support[:, :grad].flatten(0, 1)).float(), config.clip_norm)
@@ -249,6 +268,7 @@ def train_text_hyper(
             return validation()
 
     scales = {f"hypernetwork.{part}": config.trunk_lr for part in TRUNK}
+    scales |= {"hypernetwork.log_": 3.0, "hypernetwork.slope": 3.0} if hyper.config.descent else {}
     scales["encoder."] = config.encoder_lr
     loop = Loop(config.loop, module, step, folder, validate, lr_scales=scales)
     loop.run("hypernetwork")

@@ -141,9 +141,14 @@ def gather_registers(texts: dict[str, str]) -> list[Document]:
 
 def open_wide_corpus() -> TextCorpus:
     """The public corpus and these registers, from the cache; gathered first where it is empty."""
+    return to_corpus(wide_documents())
+
+
+def wide_documents() -> list[Document]:
+    """The documents of `open_wide_corpus`."""
     path = cache_root() / f"text-wide-v{REGISTERS_VERSION}" / "documents.jsonl"
     if not path.is_file():
         registers = gather_registers({**descriptions(), **changelogs(), **manuals()})
         plain = [*gather(), *registers, *read_documents(SAMPLE)]
         write_documents([*plain, *in_styles(plain)], path)
-    return to_corpus(read_documents(path))
+    return read_documents(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class TextValidation:
     ) -> None:
         self.base, self.encoder, self.hyper = base, encoder, hyper
         self.clip_norm, self.lowest_noise, self.noise_std = clip_norm, lowest_noise, noise_std
+        self._kept: dict[str, Tensor] = {}
         rng = torch.Generator().manual_seed(7)
         sampler = TextTaskSampler(corpus, tokens, 1, dataclasses.replace(mix, everything=0.0))
         self.support, self.asked = sampler.draw(tasks, support, queries, rng)
@@ -59,15 +61,24 @@ class TextValidation:
     @torch.no_grad()
     def public_mean(self) -> Tensor:
         """Mean clipped embedding of the training corpus, float32 [k]."""
-        parts = torch.split(self.marginal, 128)
-        return torch.cat([clip(self.encoder(p).float(), self.clip_norm) for p in parts]).mean(0)
+        return self._once("marginal", lambda: self._mean(self.marginal))
 
     @torch.no_grad()
     def task_means(self) -> Tensor:
         """Mean clipped embedding of each validation task, float32 [T, k]."""
-        return torch.stack(
-            [clip(self.encoder(task).float(), self.clip_norm).mean(0) for task in self.support]
-        )
+        return self._once("tasks", lambda: torch.stack([self._mean(t) for t in self.support]))
+
+    def _mean(self, documents: Tensor) -> Tensor:
+        parts = torch.split(documents, 64)
+        return torch.cat([clip(self.encoder(p).float(), self.clip_norm) for p in parts]).mean(0)
+
+    def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """An encoder that is not trained embeds what stays the same once."""
+        if any(p.requires_grad for p in self.encoder.parameters()):
+            return make()
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
