@@ -111,11 +111,6 @@ class Hypernetwork(nn.Module):
                 todo="Correct the recipe, or leave `descent` out.",
             )
 
-    @property
-    def count(self) -> int:
-        """Number of sites."""
-        return len(self.sites)
-
     def code(self, mean: Tensor, noise_std: Tensor) -> Tensor:
         """What the heads read: [G, k], [G] → [G, code_size]."""
         if self.config.blind:

@@ -185,7 +185,7 @@ def save_text_bundle(
     base: CausalText,
     training: dict[str, Any],
 ) -> TextBundle:
-    """Writes a text bundle, weights as float16, and loads it again.
+    """Writes a text bundle, weights as float16 (scales float32), and loads it again.
 
     Args:
         folder: made where it is missing.
@@ -199,7 +199,11 @@ def save_text_bundle(
     for name in MEASURED:  # of the bundle that lay here before
         (folder / name).unlink(missing_ok=True)
     for module, name in ((encoder, "encoder"), (hypernetwork, "hypernetwork")):
-        weights = {k: v.detach().cpu().half().contiguous() for k, v in module.state_dict().items()}
+        whole = isinstance(module, GradientEncoder)  # a handful of scales, of any size
+        weights = {
+            k: (v.detach().cpu() if whole else v.detach().cpu().half()).contiguous()
+            for k, v in module.state_dict().items()
+        }
         save_file(weights, folder / f"{name}.safetensors")
     base.save(folder / MODEL)
     for file in (folder / MODEL).glob("*.safetensors"):

@@ -90,6 +90,25 @@ class GradientEncoderConfig:
     embed_dim: int
 
 
+class _Asked(threading.local):
+    """The weights that the record of a thread is asked with; a copy begins with none."""
+
+    weights: list[tuple[Tensor, Tensor]]
+
+    def __reduce__(self) -> tuple[type[_Asked], tuple[()]]:
+        return (_Asked, ())
+
+
+class _Adding:
+    """The hook of one site; not a closure, so that a copy of the encoder has hooks of its own."""
+
+    def __init__(self, asked: _Asked, index: int) -> None:
+        self.asked, self.index = asked, index
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + lora_output(module, inputs[0], *self.asked.weights[self.index])
+
+
 class GradientEncoder(nn.Module):
     """φ(x) = -s · ∂ loss(x) / ∂ M at M = 0: where the document would move each number that ρ emits.
 
@@ -99,7 +118,9 @@ class GradientEncoder(nn.Module):
     release is one step of DP-SGD (Abadi et al. 2016, arXiv 1607.00133) in the span of public tasks;
     what adapter lies in that direction, ρ has learned.
 
-    The base model is not a part of this module's state: `attach` gives it one.
+    Records go through the base model one at a time: some kernels round a record according to its
+    place in a batch, and some models (mixtures of experts) according to its companions. The base
+    model is not a part of this module's state: `attach` gives it one.
     """
 
     def __init__(self, config: GradientEncoderConfig) -> None:
@@ -107,16 +128,17 @@ class GradientEncoder(nn.Module):
         self.config = config
         self.scale: Tensor
         self.register_buffer("scale", torch.ones(config.embed_dim))
-        self._asked = threading.local()  # the cores of the batch that a thread is at
+        self._asked = _Asked()
         self._model: Any = None
-        self._of: Hypernetwork | None = None
+        self._bases: list[tuple[Tensor, Tensor]] = []
+        self._sizes: list[int] = []
 
     def attach(self, model: nn.Module, hypernetwork: Hypernetwork) -> None:
         """Gives it the model that it asks.
 
         Args:
             model: a causal language model of `transformers`; copied, and never trained.
-            hypernetwork: ρ, whose A and U say what its cores mean; the same from now on.
+            hypernetwork: ρ, whose A and U say what its cores mean; copied too.
 
         Raises:
             BundleError: ρ emits another number of cores than k.
@@ -130,21 +152,31 @@ class GradientEncoder(nn.Module):
         own: Any = copy.deepcopy(model).eval().requires_grad_(False)
         modules = dict(own.named_modules())
         for index, site in enumerate(hypernetwork.sites):
-            modules[site.name].register_forward_hook(self._adding(index))
-        # Around nn.Module, so that neither is saved with the encoder or hashed as a part of it.
+            modules[site.name].register_forward_hook(_Adding(self._asked, index))
+        # Around nn.Module, so that it is not saved with the encoder.
         object.__setattr__(self, "_model", own)
-        object.__setattr__(self, "_of", hypernetwork)
+        self._bases = [
+            (a.detach().clone()[None], u.detach().clone())
+            for a, u in zip(hypernetwork.a, hypernetwork.u, strict=True)
+        ]
+        self._sizes = list(hypernetwork.sizes)
 
-    def bases(self) -> list[Tensor]:
-        """A and U of every site, which are ρ's: with the base model, what an embedding hangs on."""
-        return [] if self._of is None else [*self._of.a, *self._of.u]
+    def relied_on(self) -> dict[str, Tensor]:
+        """What embeddings hang on beside the state: A and U of every site, and the base model."""
+        if self._model is None:
+            return {}
+        factors = {
+            f"site.{i}.{j}": x for i, pair in enumerate(self._bases) for j, x in enumerate(pair)
+        }
+        own = (*self._model.named_parameters(), *self._model.named_buffers())
+        return factors | {f"base.{name}": value for name, value in own}
 
-    def _adding(self, index: int) -> Any:
-        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            a, b = self._asked.weights[index]
-            return output + lora_output(module, inputs[0], a, b)
-
-        return add
+    def _apply(self, fn: Any, recurse: bool = True) -> GradientEncoder:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._model is not None:
+            self._model._apply(fn)
+            self._bases = [(fn(a), fn(u)) for a, u in self._bases]
+        return self
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embeds documents; the gradients are taken here, also under `torch.no_grad`.
@@ -158,26 +190,33 @@ class GradientEncoder(nn.Module):
         Raises:
             RuntimeError: nothing is attached.
         """
-        if self._of is None:
+        if self._model is None:
             raise RuntimeError("a gradient encoder needs its base model: call attach")
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(tokens.device.type, enabled=False),
+        ):
+            return torch.cat([self._one(own[None].clone()) for own in tokens])
+
+    def _one(self, tokens: Tensor) -> Tensor:
+        """[1, L] → [1, k]."""
         targets = tokens[:, 1:]
-        there = targets >= 0  # [B, L - 1]
-        with torch.enable_grad(), torch.autocast(tokens.device.type, enabled=False):
-            cores = torch.zeros(len(tokens), self.config.embed_dim, requires_grad=True)
-            cores = cores.to(tokens.device)
-            self._asked.weights = [
-                self._of.site_weights(index, cores) for index in range(self._of.count)
-            ]
-            try:
-                logits = self._model(input_ids=tokens[:, :-1].clamp(min=0), use_cache=False).logits
-            finally:
-                del self._asked.weights
-            each = functional.cross_entropy(
-                logits.float().flatten(0, 1), targets.clamp(min=0).flatten(), reduction="none"
-            ).view(targets.shape)
-            mean = (each * there).sum(1) / there.sum(1).clamp(min=1)  # [B]
-            (gradient,) = torch.autograd.grad(mean.sum(), cores)
-        return -gradient * self.scale * (there.sum(1) > 0)[:, None]
+        there = targets >= 0
+        cores = torch.zeros(1, self.config.embed_dim, device=tokens.device, requires_grad=True)
+        self._asked.weights = [
+            (a, torch.matmul(u, part.view(1, u.shape[1], -1)))
+            for (a, u), part in zip(self._bases, torch.split(cores, self._sizes, 1), strict=True)
+        ]
+        try:
+            asked = tokens[:, :-1].clamp(min=0)
+            logits = self._model(input_ids=asked, use_cache=False).logits[0]
+        finally:
+            del self._asked.weights
+        each = functional.cross_entropy(logits.float(), targets[0].clamp(min=0), reduction="none")
+        loss = (each * there[0]).sum() / there.sum().clamp(min=1)
+        (gradient,) = torch.autograd.grad(loss, cores)
+        return -gradient * self.scale * (there.sum() > 0)
 
 
 # name → (configuration, module). Another φ is one more entry: int64 [B, L] → float32 [B, k].

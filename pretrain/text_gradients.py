@@ -135,11 +135,9 @@ def embed_corpus(
     Returns:
         float16 [N, k], on the disk.
     """
-    digest = hashlib.sha256(tokens.tobytes())
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode() + value.numpy().tobytes())
-    for value in encoder.bases():
-        digest.update(value.detach().numpy().tobytes())
+    digest = hashlib.sha256(tokens.tobytes() + str(clip_norm).encode())
+    for name, value in sorted({**encoder.state_dict(), **encoder.relied_on()}.items()):
+        digest.update(name.encode() + value.detach().numpy().tobytes())
     path, note = folder / "embeddings.npy", folder / "embeddings.json"
     folder.mkdir(parents=True, exist_ok=True)
     known = json.loads(note.read_text()) if note.is_file() and path.is_file() else {}
@@ -236,8 +234,12 @@ def start_gradients(
     folder.mkdir(parents=True, exist_ok=True)
     kept, both = folder / "start.pt", nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper})
     rng = np.random.default_rng(0)
-    if kept.is_file():
-        both.load_state_dict(torch.load(kept, weights_only=True))
+    of = hashlib.sha256(tokens.tobytes() + str((clip_norm, support)).encode())
+    for name, value in sorted(base.model.state_dict().items()):
+        of.update(name.encode() + value.cpu().numpy().tobytes())
+    known = torch.load(kept, weights_only=True) if kept.is_file() else {}
+    if known.get("of") == of.hexdigest():
+        both.load_state_dict(known["state"])
         encoder.attach(base.model, hyper)
         return embed_corpus(encoder, tokens, clip_norm, folder)
     start_bases(base, hyper, tokens, topic_rows(corpus, rng))
@@ -248,5 +250,5 @@ def start_gradients(
     asked, answered = sampler.draw_rows(TASKS, support, 2, torch.Generator().manual_seed(0))
     means = torch.stack([table[torch.from_numpy(own)].float().mean(0) for own in asked])
     start_step(base, encoder, hyper, means, lambda part: torch.from_numpy(tokens[answered[part]]))
-    torch.save(both.state_dict(), kept)
+    torch.save({"of": of.hexdigest(), "state": both.state_dict()}, kept)
     return table

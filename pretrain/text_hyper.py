@@ -186,10 +186,11 @@ def _embedded(
 ) -> Tensor | None:
     """Clipped embeddings of all documents [N, k], where the encoder stays as it is; else None."""
     if isinstance(encoder, GradientEncoder):
-        return start_gradients(
-            base, encoder, hyper, corpus, tokens, sampler=sampler, support=config.support,
-            clip_norm=config.clip_norm, folder=folder,
-        )  # fmt: skip
+        with processes().main_process_first():  # the others find what it has made
+            return start_gradients(
+                base, encoder, hyper, corpus, tokens, sampler=sampler, support=config.support,
+                clip_norm=config.clip_norm, folder=folder,
+            )  # fmt: skip
     return embed_all(encoder, tokens, config.clip_norm) if config.encoder_lr == 0 else None
 
 

@@ -18,7 +18,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from hyperdp.budget import Unit
 from hyperdp.errors import BundleError, DataError, HyperdpError, UsageError
 from hyperdp.mechanism import STEPS_PER_UNIT, ClippedSum, MechanismSpec
-from hyperdp.private.embed import BATCH_SIZE, Batch, Embed, embedding_here, weights_hash
+from hyperdp.private.embed import (
+    BATCH_SIZE,
+    Batch,
+    Embed,
+    embedding_here,
+    silent_logs,
+    weights_hash,
+)
 from hyperdp.private.forms import Form
 from hyperdp.private.records import AnyRecord
 from hyperdp.private.release_bundle import ReleaseBundle
@@ -100,7 +107,7 @@ def aggregate(
     before = weights_hash(bundle.encoder)
     total, failure = None, unreadable()
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
+        with silent_logs(), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # a library's warning may quote a record, or tell of it
             here = embedding_here(bundle.encoder, batch_size=batch_size)
             with nullcontext(embed) if embed else here as by, _bar(progress) as advance:

@@ -10,6 +10,7 @@ process may use take different batches.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,17 @@ UNFIT = bytes(32)  # what `arithmetic` says where companions change an embedding
 Batch = NDArray[Any]
 Embed = Callable[[Iterable[Batch]], Iterator[NDArray[np.float32]]]
 """Batches of at most B images or documents → their embeddings, in the same order."""
+
+
+@contextmanager
+def silent_logs() -> Iterator[None]:
+    """A context without a line of any log: a library's may tell of a record."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
 
 
 def embed_batch(
@@ -98,6 +110,8 @@ def embedding_here(encoder: nn.Module, *, batch_size: int = BATCH_SIZE) -> Itera
 def weights_hash(module: nn.Module | None) -> str:
     """SHA-256 over a module's weights: names, shapes, types and values, in the order of the names.
 
+    What it computes with beside its state counts too, where it says so (`relied_on`).
+
     Args:
         module: public.
 
@@ -107,7 +121,8 @@ def weights_hash(module: nn.Module | None) -> str:
     if module is None:
         return ""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    further: Any = getattr(module, "relied_on", dict)
+    for name, value in sorted({**module.state_dict(), **further()}.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -129,6 +144,12 @@ def check_independence(bundle: ReleaseBundle, *, batch_size: int = BATCH_SIZE) -
             expected=f"embeddings {expected}",
             found=f"{first.shape}",
             todo="The bundle's encoder does not fit its configuration: take a fresh copy.",
+        )
+    if not np.isfinite(first).all() or not first.any():
+        raise BundleError(
+            expected="finite embeddings of random public records, and not all of them 0",
+            found="others",
+            todo="The bundle's encoder is damaged: take a fresh copy.",
         )
     if not all(np.array_equal(a, b) for a, b in pairs):
         raise BundleError(
@@ -153,8 +174,9 @@ def _tried(
         other = noise.copy()
         other[half:] = companion
         beside.append(embed_batch(encoder, other, batch_size=batch_size)[:half])
+    moved = embed_batch(encoder, np.roll(noise, 1, 0), batch_size=batch_size)
     again = embed_batch(encoder, noise, batch_size=batch_size)
-    pairs = [(first[order], permuted), (first, again)]
+    pairs = [(first[order], permuted), (np.roll(first, 1, 0), moved), (first, again)]
     return first, pairs + [(first[:half], other) for other in (alone, *beside)]
 
 

@@ -12,7 +12,6 @@ a cluster of your own, its session folders and where it may spill are as private
 from __future__ import annotations
 
 import atexit
-import logging
 import shutil
 import tempfile
 import warnings
@@ -29,7 +28,14 @@ from hyperdp.budget import Unit
 from hyperdp.errors import BundleError, HyperdpError, UsageError
 from hyperdp.mechanism import ClippedSum, MechanismSpec
 from hyperdp.private.aggregate import UnitSum, unreadable
-from hyperdp.private.embed import BATCH_SIZE, UNFIT, arithmetic, embed_batch, weights_hash
+from hyperdp.private.embed import (
+    BATCH_SIZE,
+    UNFIT,
+    arithmetic,
+    embed_batch,
+    silent_logs,
+    weights_hash,
+)
 from hyperdp.private.forms import Form
 from hyperdp.private.release_bundle import ReleaseBundle
 
@@ -77,16 +83,14 @@ def _silent(records: Any) -> Iterator[None]:
     told = ("enable_progress_bars", "enable_operator_progress_bars", "enable_auto_log_stats")
     contexts = [_ray().data.DataContext.get_current(), records.context]
     before = [(c, name, getattr(c, name)) for c in contexts for name in told if hasattr(c, name)]
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        for context, name, _ in before:
-            setattr(context, name, False)
-        yield
-    finally:
-        for context, name, value in before:
-            setattr(context, name, value)
-        logging.disable(disabled)
+    with silent_logs():
+        try:
+            for context, name, _ in before:
+                setattr(context, name, False)
+            yield
+        finally:
+            for context, name, value in before:
+                setattr(context, name, value)
 
 
 def _ray() -> Any:
@@ -191,8 +195,8 @@ class _Embedder:
     def __call__(self, batch: Batch) -> Batch:
         """Never raises: what is raised here goes to Ray's logs."""
         try:
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
+            with silent_logs(), warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")  # as a log, it may tell of a record
                 return self._embed(batch)
         except Exception:  # noqa: BLE001
             return self._failed()

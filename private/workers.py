@@ -10,6 +10,7 @@ that starts workers needs the usual `if __name__ == "__main__":` around it.
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -166,7 +167,8 @@ class Workers:
 def _serve(link: Connection[Any, Any], encoder: nn.Module, form: Form) -> None:
     """A worker: tells how it rounds, then embeds what it is sent; ends in silence on any error."""
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # a warning may tell of a record
+    warnings.simplefilter("ignore")  # a warning may tell of a record, and so may a log
+    logging.disable(logging.CRITICAL)
     try:
         link.send(arithmetic(encoder, form))
         while True:

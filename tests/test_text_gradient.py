@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,9 +17,16 @@ from torch.func import functional_call
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.errors import BundleError, UsageError
-from hyperdp.eval.text_study import nats, release_documents, released_weights, to_tokens
+from hyperdp.eval.text_study import (
+    nats,
+    release_documents,
+    released_weights,
+    to_text_records,
+    to_tokens,
+)
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import adapters, describe_sites
+from hyperdp.mechanism import MechanismSpec
 from hyperdp.pretrain.text_corpus import SAMPLE, open_text_sample, read_documents
 from hyperdp.pretrain.text_forms import draw_form, in_forms
 from hyperdp.pretrain.text_gradients import (
@@ -28,7 +37,9 @@ from hyperdp.pretrain.text_gradients import (
     start_step,
 )
 from hyperdp.pretrain.text_styles import Made
-from hyperdp.private.embed import BATCH_SIZE, check_independence, embed_batch
+from hyperdp.private.aggregate import aggregate
+from hyperdp.private.embed import BATCH_SIZE, check_independence, embed_batch, weights_hash
+from hyperdp.private.workers import Workers
 from hyperdp.text_bundle import TextBundle, TextBundleConfig, save_text_bundle
 from hyperdp.text_encoder import PAD, GradientEncoder, GradientEncoderConfig
 from tests.text_world import LENGTH, TEXTS, family
@@ -142,13 +153,72 @@ def test_neither_order_companions_nor_threads_change_a_bit():
             assert np.array_equal(found, whole) == (i % 2 == 0)
 
 
+def test_copies_have_hooks_of_their_own_and_workers_give_the_same_sum(tmp_path: Path):
+    bundle = gradient_bundle(tmp_path)
+    encoder, tokens = bundle.encoder, documents(5)
+    whole = embed_batch(encoder, tokens)
+    sent = pickle.loads(pickle.dumps(encoder))  # noqa: S301  # our own
+    for made in (copy.deepcopy(encoder), sent):
+        assert np.array_equal(embed_batch(made, tokens), whole)
+        hooked = made._model.lm_head._forward_hooks.values()
+        assert all(hook.asked is made._asked is not encoder._asked for hook in hooked)
+    spec = MechanismSpec(embedding_dim=bundle.config.embed_dim, clip_norm=1.0)
+    records = to_text_records(torch.from_numpy(documents(70)))
+    given = {"bundle": bundle, "spec": spec, "unit": "record", "classes": []}
+    here = aggregate(records, **given)
+    with Workers(bundle, 2) as workers:
+        there = workers.add_up(records, **given)
+    assert np.array_equal(there._sums, here._sums) and np.any(here._sums)
+
+
+def test_what_an_embedding_hangs_on_is_hashed():
+    encoder, _ = parts()
+    seen = {weights_hash(encoder)}
+    encoder._model.model.embed_tokens.weight.data[3, 0] += 1
+    seen.add(weights_hash(encoder))
+    encoder._bases[0][1][0, 0] += 1
+    seen.add(weights_hash(encoder))
+    encoder.scale[0] += 1
+    seen.add(weights_hash(encoder))
+    assert len(seen) == 4
+
+
+def test_no_place_in_a_batch_changes_a_bit_where_kernels_round_by_place():
+    # An odd vocabulary, an even length and rank 2: in one batch, a kernel rounded every second
+    # document otherwise, and the trial before a release passed.
+    base = family(40)
+    base.model.resize_token_embeddings(503, mean_resizing=False)
+    hyper = Hypernetwork(
+        HypernetworkConfig(
+            embed_dim=8, rank=2, basis=4, width=16, depth=1, bottleneck=8, descent=2
+        ),
+        describe_sites(base.model, ["lm_head"]),
+    )
+    encoder = GradientEncoder(GradientEncoderConfig(vocab_size=503, text_length=40, embed_dim=8))
+    encoder.attach(base.model, hyper)
+    tokens = np.random.default_rng(0).integers(0, 503, (BATCH_SIZE, 40))
+    whole = embed_batch(encoder, tokens)
+    for places in (1, 2, 3, 7):
+        moved = embed_batch(encoder, np.roll(tokens, places, 0))
+        assert np.array_equal(moved, np.roll(whole, places, 0))
+
+
+def test_a_damaged_scale_is_refused_before_anything_is_spent(tmp_path: Path):
+    for value in (0.0, math.inf):
+        bundle = gradient_bundle(tmp_path)
+        bundle.encoder.scale.fill_(value)
+        with pytest.raises(BundleError, match="finite"):
+            check_independence(bundle)
+
+
 def test_a_document_of_less_than_two_tokens_is_zero_and_needs_no_gradient_mode():
     encoder, _ = parts()
     tokens = documents(3)
     tokens[0], tokens[1, 1:] = PAD, PAD
-    with torch.no_grad():
-        found = encoder(torch.from_numpy(tokens))
-    assert not found.requires_grad
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found = encoder(torch.from_numpy(tokens))
+        assert not found.requires_grad
     assert (found[:2] == 0).all() and float(found[2].norm()) > 0
 
 
@@ -264,6 +334,10 @@ def test_the_corpus_is_embedded_once_and_goes_on_after_a_kill(tmp_path: Path, mo
     encoder.scale.mul_(2)
     embed_corpus(encoder, tokens, 1.0, tmp_path)
     assert len(asked) == 7
+    encoder._model.lm_head.weight.data.mul_(1.5)  # another base
+    embed_corpus(encoder, tokens, 1.0, tmp_path)
+    embed_corpus(encoder, tokens, 0.5, tmp_path)
+    assert len(asked) == 13
 
 
 def test_forms_are_drawn_once_and_kept_for_all_their_documents():
