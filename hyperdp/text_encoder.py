@@ -17,6 +17,7 @@ from hyperdp.errors import BundleError
 from hyperdp.hypernetwork import Hypernetwork
 from hyperdp.lora import lora_output
 
+SHORTEST = 2  # tokens that a loss needs
 PAD = -1  # after a document's end; no vocabulary holds it
 
 
@@ -200,7 +201,11 @@ class GradientEncoder(nn.Module):
             return torch.cat([self._one(own[None].clone()) for own in tokens])
 
     def _one(self, tokens: Tensor) -> Tensor:
-        """[1, L] → [1, k]."""
+        """[1, L] → [1, k]; what lies after a document's end is not computed with."""
+        held = (tokens[0] >= 0).nonzero().flatten()  # places of its tokens
+        if len(held) < SHORTEST:
+            return torch.zeros(1, self.config.embed_dim, device=tokens.device)
+        tokens = tokens[:, : int(held[-1]) + 1]
         targets = tokens[:, 1:]
         there = targets >= 0
         cores = torch.zeros(1, self.config.embed_dim, device=tokens.device, requires_grad=True)
