@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,14 +25,12 @@ from hyperdp.pretrain.text_base import tokenise
 from hyperdp.pretrain.text_corpus import TextCorpus
 from hyperdp.pretrain.text_gradients import start_gradients
 from hyperdp.pretrain.text_start import start_encoder
-from hyperdp.pretrain.text_tasks import Rows, TextTaskMix, TextTaskSampler, Tokens
+from hyperdp.pretrain.text_tasks import Rows, TextTaskMix, TextTaskSampler, Tokens, told_words
 from hyperdp.pretrain.text_validation import TextValidation
 from hyperdp.processes import processes
 from hyperdp.text_bundle import TextBundle, TextBundleConfig, load_text_bundle, save_text_bundle
 from hyperdp.text_encoder import GradientEncoder, TokenEncoder, build_text_encoder
 from hyperdp.text_family import CausalText
-
-TOLD_WORDS = 4096  # that tell clusters apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +130,6 @@ def embed_all(encoder: nn.Module, tokens: Tokens, clip_norm: float) -> Tensor:
     """
     parts = torch.split(torch.from_numpy(tokens), 512)
     return torch.cat([clip(encoder(part).float(), clip_norm) for part in parts])
-
-
-def told_words(tokens: Tokens) -> Tokens:
-    """Tokens for telling clusters: those of a large vocabulary share `TOLD_WORDS` places.
-
-    Counts of each of 49,152 tokens in 65,000 documents would take 13 GB (feature hashing:
-    Weinberger et al. 2009, arXiv 0902.2206). A vocabulary that is not larger stays as it is.
-    """
-    return np.where(tokens < 0, tokens, tokens % TOLD_WORDS)
 
 
 @contextmanager

@@ -27,7 +27,8 @@ from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.recipe import open_recipe_texts, read_recipe
 from hyperdp.pretrain.smollm import packed_model, unpack, unpack_smollm
 from hyperdp.pretrain.text_corpus import open_text_sample
-from hyperdp.pretrain.text_hyper import TOLD_WORDS, TextHyperConfig, told_words, train_text_hyper
+from hyperdp.pretrain.text_hyper import TextHyperConfig, train_text_hyper
+from hyperdp.pretrain.text_tasks import TOLD_WORDS, told_words
 from hyperdp.pretrain.values import build
 from hyperdp.private.embed import check_independence
 from hyperdp.text_bundle import MODEL
