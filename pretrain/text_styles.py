@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable
+from datetime import datetime
 
 import numpy as np
 from faker import Faker
@@ -37,13 +38,16 @@ class Made:
         "catch_phrase", "company", "email", "first_name", "hex_color", "name", "phone_number",
         "street_address", "uri", "url",
     )  # fmt: skip
+    LATEST = datetime(2025, 1, 1)
     DATES = ("%a, %d %b %Y", "%B %d, %Y", "%Y-%m-%d", "%d %b %Y")
 
     def __init__(self, seed: int, each: int = 300) -> None:
         fake = Faker()
         fake.seed_instance(seed)
         self.values = {kind: [str(fake.format(kind)) for _ in range(each)] for kind in self.KINDS}
-        self.values["date"] = [fake.date(pattern=self.DATES[i % 4]) for i in range(each)]
+        self.values["date"] = [  # the latest one given: it is the clock's otherwise
+            fake.date(pattern=self.DATES[i % 4], end_datetime=self.LATEST) for i in range(each)
+        ]
 
     def one(self, kind: str, rng: Rng) -> str:
         """One of a kind."""
