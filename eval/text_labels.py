@@ -20,6 +20,7 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 
 from hyperdp.budget import PrivacyBudget
+from hyperdp.encoder import clip
 from hyperdp.eval.cells import Cell, OnCell, Only, measure_cells
 from hyperdp.eval.class_learners import class_config, fits_by_class
 from hyperdp.eval.metrics.divergence import mauve
@@ -42,11 +43,12 @@ from hyperdp.lora import Weights, adapters, pick
 from hyperdp.private.emit import adapter_weights
 from hyperdp.private.release import Release
 from hyperdp.private.reweight import adapt_on_public
+from hyperdp.private.selection import select_by_class
 from hyperdp.text_bundle import TextBundle
 
 METRICS = ("accuracy", "accuracy_zero_shot", "mauve")
 REFERENCES = ("real", "lora")  # of n documents, without privacy
-METHODS = ("base", *REFERENCES, "hyper", "reweighted", "dpsgd")
+METHODS = ("base", *REFERENCES, "hyper", "selected", "reweighted", "dpsgd")
 
 
 def label_cells(config: TextLabelsConfig, sizes: dict[str, int]) -> Iterator[Cell]:
@@ -57,6 +59,7 @@ def label_cells(config: TextLabelsConfig, sizes: dict[str, int]) -> Iterator[Cel
         sizes: private set → size of its pool; cells with more documents are left out.
     """
     private = ["hyper"]
+    private += ["selected"] if config.candidates > 1 else []
     private += ["reweighted"] if config.public else []
     private += ["dpsgd"] if config.dpsgd else []
     for name in config.private_sets:
@@ -99,11 +102,14 @@ class TextLabels:
             groups = [[documents[i] for i in np.flatnonzero(labels == c)] for c in classes]
             return self._worth(data, groups)
         weights = self._weights(cell, tokens, labels, data.classes, progress)
+        many = self.config.candidates if cell.method == "selected" else 1
         written = [
             # Seeds apart, so that no class writes what another does.
-            self._write(w, seed=cell.seed * len(classes) + c)
+            self._write(w, seed=cell.seed * len(classes) + c, many=many)
             for c, w in enumerate(weights)
         ]
+        if cell.method == "selected":
+            written = self._selected(cell, [text for group in written for text in group])
         reference = to_tokens(self.bundle, data.reference)
         losses = torch.stack([document_losses(self.bundle, w, reference) for w in weights])
         truth = np.array(data.labels(data.reference), dtype=np.int64)
@@ -138,12 +144,18 @@ class TextLabels:
         """The text that records hold."""
         return [self.bundle.base.tokenizer.decode(row[1:].tolist()) for row in tokens]
 
-    def _write(self, weights: Weights, *, seed: int) -> list[str]:
-        base = self.bundle.base
+    def _write(self, weights: Weights, *, seed: int, many: int = 1) -> list[str]:
+        base, count = self.bundle.base, many * self.config.per_class
         with adapters(base.model, weights):
-            return base.sample(
-                self.config.per_class, seed=seed, temperature=self.config.temperature
-            )
+            return base.sample(count, seed=seed, temperature=self.config.temperature)
+
+    def _selected(self, cell: Cell, texts: list[str]) -> list[list[str]]:
+        """Of what all classes' adapters wrote, what lies furthest on each class's side of z."""
+        found = torch.from_numpy(embed_documents(self.bundle, to_tokens(self.bundle, texts)))
+        embedded = clip(found.float(), self.bundle.config.clip_norm)
+        z = self._releases[cell.private_set, cell.n, cell.epsilon, cell.seed].mean()
+        chosen = select_by_class(embedded, z.float(), self.config.per_class)
+        return [[texts[row] for row in rows] for rows in chosen]
 
     def _weights(
         self,
@@ -174,7 +186,7 @@ class TextLabels:
                 budget=budget,
                 progress=progress,
             )
-        # One release for both readings of it, so that what differs is the reading.
+        # One release for all readings of it, so that what differs is the reading.
         key = (cell.private_set, cell.n, cell.epsilon, cell.seed)
         if key not in self._releases:
             self._releases[key] = release_documents(
@@ -212,6 +224,7 @@ def row_base(config: TextLabelsConfig, bundle: TextBundle, method: str) -> str:
     """
     own: dict[str, object] = {
         "lora": asdict(config.finetune),
+        "selected": config.candidates,
         "reweighted": [config.public, asdict(config.reweight)],
         "dpsgd": config.dpsgd,
     }

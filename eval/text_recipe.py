@@ -86,6 +86,8 @@ class TextLabelsConfig:
         seeds: of draws of documents, training and sampling; the noise of a release has none.
         per_class: documents that each class's adapter writes.
         temperature: that they are written at.
+        candidates: times `per_class` documents that `selected` chooses from
+            (`hyperdp.private.selection`); no such method where it is 1.
         classifier: of all methods alike.
         finetune: of the non-private LoRA of each class.
         public: public documents (`hyperdp pretrain public --texts`) for `reweighted`; no such
@@ -104,6 +106,7 @@ class TextLabelsConfig:
     seeds: list[int]
     per_class: int = 1000
     temperature: float = 1.0
+    candidates: int = 1
     classifier: TextClassifierConfig = field(default_factory=TextClassifierConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     public: str = ""

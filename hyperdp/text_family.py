@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,7 @@ class CausalText:
         model: nn.Module | None = None,
         temperature: float = 1.0,
         batch_size: int = 32,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
         """Draws documents token by token.
 
@@ -150,6 +151,7 @@ class CausalText:
             model: the base with an adapter in it; the base itself when None.
             temperature: of the softmax.
             batch_size: documents at once.
+            progress: called with (documents written, documents in all).
 
         Returns:
             `count` texts, of at most L tokens each.
@@ -174,6 +176,8 @@ class CausalText:
                 if bool((drawn[:, 1:] == self.tokenizer.end).any(1).all()):
                     break
             texts += [self.tokenizer.decode(row[1:].tolist()) for row in drawn]
+            if progress is not None:
+                progress(len(texts), count)
         return texts
 
     def sites(self, *, outlet: bool = False) -> list[str]:

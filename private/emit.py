@@ -71,7 +71,7 @@ def judge_release(release: Release | str | Path, bundle: Bundle | TextBundle) ->
             or another bundle's.
     """
     loaded = release if isinstance(release, Release) else Release.load(Path(release))
-    _check_bundle(loaded, bundle)
+    check_bundle(loaded, bundle)
     guard = load_guard(bundle.path, bundle.hash)
     if guard is None:
         return None
@@ -108,7 +108,7 @@ def emit_adapter(
         UsageError: `out` holds files already.
     """
     loaded = release if isinstance(release, Release) else Release.load(Path(release))
-    _check_bundle(loaded, bundle)
+    check_bundle(loaded, bundle)
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(
@@ -127,7 +127,12 @@ def emit_adapter(
     return folders
 
 
-def _check_bundle(release: Release, bundle: Bundle | TextBundle) -> None:
+def check_bundle(release: Release, bundle: Bundle | TextBundle) -> None:
+    """Refuses a release that was made with another bundle.
+
+    Raises:
+        BundleError: it was.
+    """
     certificate = release.certificate
     if certificate.bundle_hash != bundle.hash:
         raise BundleError(

@@ -54,6 +54,11 @@ class PublicProgress(Progress):
         self.console.print(f"{task.description}: {task.completed:.0f}{of}{remaining}")
 
 
+def advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    """A callback of work that counts: so much is done."""
+    bar.update(task, completed=done, total=total)
+
+
 def counting_bar() -> Progress:
     """A bar for tasks with a total; enter it as a context."""
     return PublicProgress(

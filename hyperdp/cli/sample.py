@@ -1,4 +1,4 @@
-"""`hyperdp sample`: images from an adapter."""
+"""`hyperdp sample`: images or documents from an adapter."""
 
 from __future__ import annotations
 
@@ -8,47 +8,61 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress, TaskID
 
-from hyperdp.cli._bars import counting_bar
+from hyperdp.cli._bars import advance, counting_bar
 from hyperdp.cli._device import OnDevice, on_device
-
-
-def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
-    bar.update(task, completed=done, total=total)
 
 
 def sample_command(
     adapter: Annotated[
         Path, typer.Argument(help="A PEFT directory, or a folder with one for each class.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images and `grid.png`.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Folder for images and `grid.png`, or `texts.jsonl`."),
+    ],
     count: Annotated[
-        int, typer.Option("--count", "-n", min=1, help="Images of each adapter.")
+        int, typer.Option("--count", "-n", min=1, help="Images or documents of each adapter.")
     ] = 100,
     bundle: Annotated[
         str, typer.Option("--bundle", "-b", help="Name or folder of the bundle.")
     ] = "glyphs",
-    seed: Annotated[int, typer.Option(help="Of the starting noise; it protects nothing.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draws; it protects nothing.")] = 0,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Sampling steps; the bundle's own by default.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 50,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, help="Of a language model; 1 draws as it has learned.")
+    ] = 1.0,
+    candidates: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Documents: write so many times as many, and keep those that lie furthest on "
+            "their class's side of --release.",
+        ),
+    ] = 1,
+    release: Annotated[
+        Path | None, typer.Option(help="The labelled release that the adapters are of.")
+    ] = None,
     device: OnDevice = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what was written as JSON.")
     ] = False,
 ) -> None:
-    """Draw images from an adapter; of a labelled release, a folder of images for each class.
+    """Draw images or documents from an adapter; of a labelled release, of each class.
 
-    Example: hyperdp sample out/adapter -n 1000 -o out/samples
+    Examples: hyperdp sample out/adapter -n 1000 -o out/samples;
+    hyperdp sample out/adapters -b text-tiny --release out/release --candidates 3 -o out/mails
     """
-    from hyperdp.bundle import load_bundle
+    from hyperdp.cli._texts import check_selection, write_texts
     from hyperdp.errors import UsageError
     from hyperdp.images import save_grid, save_images
     from hyperdp.lora import attach_peft, load_peft
+    from hyperdp.text_bundle import TextBundle, open_bundle
 
-    loaded = on_device(load_bundle(bundle), device)
+    loaded = on_device(open_bundle(bundle), device)
     if (adapter / "adapter_config.json").is_file():
         sources = {"": adapter}
     else:
@@ -61,9 +75,9 @@ def sample_command(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(
-            expected="an empty or new folder for the images",
+            expected="an empty or new folder for what is drawn",
             found=str(out),
-            todo="Choose another --out; images are never overwritten.",
+            todo="Choose another --out; samples are never overwritten.",
         )
     known = {name for name, _ in loaded.base.model.named_modules()}
     for source in sources.values():
@@ -71,9 +85,23 @@ def sample_command(
             raise UsageError(
                 expected=f"an adapter of the bundle {loaded.name!r}",
                 found=f"{source}, which is of another model: {foreign[0]} is no part of this one",
-                todo="Name the adapter's bundle with --bundle. What an adapter of a language model "
-                "writes, `transformers` and `peft` show; see README, `Your own texts`.",
+                todo="Name the adapter's bundle with --bundle.",
             )
+    if isinstance(loaded, TextBundle):
+        check_selection(release, candidates, sources)
+        wrote = write_texts(
+            loaded, sources, out, count=count, seed=seed, temperature=temperature,
+            release=release, candidates=candidates,
+        )  # fmt: skip
+        found = {"out": str(out), "texts": wrote}
+        typer.echo(json.dumps(found) if as_json else f"{sum(wrote.values())} texts in {out}")
+        return
+    if release is not None or candidates > 1:
+        raise UsageError(
+            expected="--release and --candidates with a bundle of texts",
+            found=f"the bundle {loaded.name!r}, which is of images",
+            todo="Leave both out.",
+        )
     written = {}
     with counting_bar() as bar:
         for name, source in sources.items():
@@ -85,7 +113,7 @@ def sample_command(
                 steps=steps or loaded.config.sampling_steps,
                 batch_size=batch_size,
                 model=attach_peft(base.model, source),
-                progress=partial(_advance, bar, task),
+                progress=partial(advance, bar, task),
             )
             save_images(images, out / name)
             save_grid(images[:100], (out / f"{name or 'grid'}.png") if name else out / "grid.png")
