@@ -12,7 +12,7 @@ from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.image_corpus import INDEX, open_images
 from hyperdp.pretrain.image_tasks import ImageWorld
 from hyperdp.pretrain.text_corpus import TextCorpus, open_text_corpus, open_text_sample
-from hyperdp.pretrain.text_forms import open_formed_corpus
+from hyperdp.pretrain.text_forms import open_formed_corpus, open_unread_corpus
 from hyperdp.pretrain.text_registers import open_wide_corpus
 from hyperdp.pretrain.world import GlyphWorld, World
 
@@ -96,6 +96,7 @@ def open_recipe_texts(values: dict[str, Any]) -> TextCorpus:
     `corpus = "text"` (the default) is gathered from the installed packages into the cache;
     `corpus = "text-wide"` has registers beside it that are far from literature;
     `corpus = "text-forms"` has made-up forms beside these, for ρ and for no base;
+    `corpus = "text-unread"` has more of these, and files of installed packages;
     `corpus = "text-sample"` is the small one that ships for tests.
     """
     name = values.pop("corpus", "text")
@@ -107,8 +108,10 @@ def open_recipe_texts(values: dict[str, Any]) -> TextCorpus:
         return open_wide_corpus()
     if name == "text-forms":
         return open_formed_corpus()
+    if name == "text-unread":
+        return open_unread_corpus()
     raise UsageError(
-        expected='corpus = "text", "text-wide", "text-forms" or "text-sample"',
+        expected='corpus = "text", "text-wide", "text-forms", "text-unread" or "text-sample"',
         found=repr(name),
         todo="Correct the recipe.",
     )

@@ -14,10 +14,12 @@ import numpy as np
 
 from hyperdp.pretrain.text_corpus import Document, TextCorpus, to_corpus
 from hyperdp.pretrain.text_registers import VALIDATION_EVERY, wide_documents
+from hyperdp.pretrain.text_sources import gather_sources
 from hyperdp.pretrain.text_styles import Made, Rng
 
 SEED = 1
 COUNT, EACH = 300, 96  # forms, and documents of each
+MORE, FEWER = 480, 60  # the same of `open_unread_corpus`
 _KINDS = ("date", "url", "name", "email", "company", "phone_number", "catch_phrase", "hex_color")
 _JOINS = (": ", " = ", " - ", ":: ", " | ", ":", " ")
 _PREFIXES = ("> ", ">> ", "| ", ": ", "% ", "    ", "# ", "* ", "- ", "; ", "// ", "} ")
@@ -165,6 +167,15 @@ def in_forms(
 
 def open_formed_corpus() -> TextCorpus:
     """The wide corpus and its plain passages in these forms."""
+    return to_corpus(_formed(COUNT, EACH))
+
+
+def open_unread_corpus() -> TextCorpus:
+    """The wide corpus, more of these forms, and files of packages: much that no base has read."""
+    return to_corpus([*_formed(MORE, FEWER), *gather_sources()])
+
+
+def _formed(count: int, each: int) -> list[Document]:
     documents = wide_documents()
     plain = [one for one in documents if one.topic.startswith(("fortunes/", "brown/"))]
-    return to_corpus([*documents, *in_forms(plain)])
+    return [*documents, *in_forms(plain, count=count, each=each)]

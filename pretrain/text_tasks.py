@@ -1,6 +1,7 @@
 """Meta-tasks of text: small public sets of documents, support and queries apart.
 
-Kinds: a topic (or genre), an author, a faiss k-means cluster, a mixture of two, and everything.
+Kinds: a topic (or genre), an author, a faiss k-means cluster, a topic that no base has read,
+everything, and mixtures of these.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Rows = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.int64]
 CLUSTER_DIMS = 64
 CLUSTER_SIZE = 150  # documents of a cluster, about
+UNREAD = ("form/", "source/")  # what only ρ is trained on
 TOLD_WORDS = 4096  # that tell clusters apart
 
 
@@ -27,15 +29,19 @@ class TextTaskMix:
     """How often each kind of task is drawn; the figures are weights.
 
     Attributes:
-        topic, author, cluster, everything: weights of the kinds.
-        mixture: probability that a task is a mixture of two.
+        topic, author, cluster, unread, everything: weights of the kinds; `unread` are topics whose
+            name begins with one of `UNREAD`, where the corpus has any.
+        mixture: probability that a task is a mixture.
+        most: kinds of a mixture, two to so many, as likely as each other; its shares are uniform.
     """
 
     topic: float = 0.40
     author: float = 0.25
     cluster: float = 0.30
+    unread: float = 0.0
     everything: float = 0.05
     mixture: float = 0.15
+    most: int = 2
 
 
 def told_words(tokens: Tokens) -> Tokens:
@@ -106,6 +112,7 @@ class TextTaskSampler:
             "topic": self._groups(corpus.topic),
             "author": self._groups(corpus.author),
             "cluster": self._clusters(),
+            "unread": self._groups(np.where(_unread(corpus), corpus.topic, -1)),
             "everything": [self.rows],
         }
 
@@ -173,18 +180,25 @@ class TextTaskSampler:
         rows = np.empty((count, support + queries), dtype=np.int64)
         for g in range(count):
             mixed = numpy_rng.random() < self.mix.mixture
-            share = numpy_rng.uniform(0.2, 0.8) if mixed else 0.0
-            second = numpy_rng.random(support + queries) < share
-            pools = [self._pool(numpy_rng) for _ in range(1 + mixed)]
+            count_of = int(numpy_rng.integers(2, self.mix.most + 1)) if mixed else 1
+            pools = [self._pool(numpy_rng) for _ in range(count_of)]
+            shares = numpy_rng.dirichlet(np.ones(count_of))
+            chosen = numpy_rng.choice(count_of, support + queries, p=shares)
             parts = [numpy_rng.permutation(pool)[: max(1, len(pool) // 4)] for pool in pools]
             asked = np.concatenate(parts)
-            for pool, mask in zip(pools, (~second, second), strict=False):
+            for i, pool in enumerate(pools):
                 mine = np.isin(pool, asked)
                 for part, source in ((slice(support), ~mine), (slice(support, None), mine)):
-                    wanted = mask[part]
+                    wanted = chosen[part] == i
                     own = rows[g, part]
                     own[wanted] = _some(pool[source], int(wanted.sum()), numpy_rng)
         return rows[:, :support], rows[:, support:]
+
+
+def _unread(corpus: TextCorpus) -> npt.NDArray[np.bool_]:
+    """[N], whether a document's topic is one that no base has read."""
+    named = np.array([name.startswith(UNREAD) for name in corpus.topics])
+    return np.asarray(named[corpus.topic], dtype=np.bool_)
 
 
 def _some(pool: Rows, count: int, rng: np.random.Generator) -> Rows:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import re
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,14 @@ from hyperdp.pretrain.text_base import TextBaseConfig, tokenise, train_text_base
 from hyperdp.pretrain.text_corpus import Document, gather, open_text_sample, to_corpus
 from hyperdp.pretrain.text_hyper import TextHyperConfig, WordForetelling, train_text_hyper
 from hyperdp.pretrain.text_registers import changelogs, gather_registers, manuals
+from hyperdp.pretrain.text_sources import (
+    CHARACTERS,
+    EACH,
+    LEAST,
+    MOST,
+    gather_sources,
+    passages,
+)
 from hyperdp.pretrain.text_start import MEDIAN_NORM, start_encoder, token_vectors
 from hyperdp.pretrain.text_styles import STYLES, in_styles
 from hyperdp.pretrain.text_tasks import TextRowSampler, TextTaskMix, TextTaskSampler
@@ -71,7 +81,7 @@ def test_no_document_of_a_task_is_in_support_and_queries():
     tokens = tokenise(SAMPLE, tokenizer(32))
     numbered = tokens.copy()
     numbered[:, 0] = np.arange(len(tokens))  # so that every document can be told
-    for mix in (TextTaskMix(), TextTaskMix(mixture=1.0)):
+    for mix in (TextTaskMix(), TextTaskMix(mixture=1.0), TextTaskMix(mixture=1.0, most=6)):
         sampler = TextTaskSampler(SAMPLE, numbered, 0, mix)
         rng = torch.Generator().manual_seed(0)
         support, queries = sampler.draw(40, 30, 8, rng)
@@ -91,6 +101,62 @@ def test_tasks_are_of_one_topic_unless_they_are_mixed():
         rows = torch.cat([support, queries], 1)[..., 0].numpy()
         kinds = [len(np.unique(SAMPLE.topic[row])) for row in rows]
         assert max(kinds) == most
+
+
+def test_a_mixture_has_as_many_kinds_as_the_recipe_lets_it():
+    tokens = tokenise(SAMPLE, tokenizer(16))
+    tokens[:, 0] = np.arange(len(tokens))
+    mix = TextTaskMix(topic=1, author=0, cluster=0, everything=0, mixture=1.0, most=4)
+    sampler = TextTaskSampler(SAMPLE, tokens, 0, mix)
+    support, _ = sampler.draw(200, 40, 6, torch.Generator().manual_seed(2))
+    kinds = [len(np.unique(SAMPLE.topic[row])) for row in support[..., 0].numpy()]
+    assert max(kinds) >= 3 and max(kinds) <= 4 and min(kinds) <= 2
+
+
+def test_unread_topics_are_a_kind_of_their_own():
+    renamed = [f"form/{name}" if i % 2 else name for i, name in enumerate(SAMPLE.topics)]
+    corpus = dataclasses.replace(SAMPLE, topics=renamed)
+    tokens = tokenise(corpus, tokenizer(16))
+    tokens[:, 0] = np.arange(len(tokens))
+    mix = TextTaskMix(topic=0, author=0, cluster=0, unread=1, everything=0, mixture=0)
+    sampler = TextTaskSampler(corpus, tokens, 0, mix)
+    support, queries = sampler.draw(40, 20, 6, torch.Generator().manual_seed(3))
+    rows = torch.cat([support, queries], 1)[..., 0].numpy()
+    names = {renamed[topic] for topic in corpus.topic[rows].flatten()}
+    assert names and all(name.startswith("form/") for name in names)
+    # A corpus without any is drawn from as before, whatever the weight.
+    plain = TextTaskSampler(SAMPLE, tokens, 0, dataclasses.replace(mix, topic=1))
+    assert plain.draw(2, 20, 6, torch.Generator().manual_seed(3))[0].shape == (2, 20, 16)
+
+
+def test_sources_are_passages_of_installed_files():
+    documents = gather_sources()
+    assert documents == gather_sources()
+    by_topic = defaultdict(list)
+    for one in documents:
+        by_topic[one.topic].append(one)
+    held_out = [topic for topic, own in sorted(by_topic.items()) if own[0].held_out]
+    assert len(held_out) == -(-len(by_topic) // 6)
+    for topic, own in by_topic.items():
+        assert topic.startswith("source/") and LEAST <= len(own) <= EACH
+        assert len({one.text for one in own}) == len(own)
+        assert len({one.held_out for one in own}) == 1
+        assert all(CHARACTERS // 4 <= len(one.text) <= CHARACTERS for one in own)
+    endings = Counter(topic.rsplit(".", 1)[1] for topic in by_topic)
+    assert max(endings.values()) <= MOST and len(endings) > 10
+    # They stand so in the package's own files.
+    topic = next(name for name in sorted(by_topic) if re.match(r"source/numpy/\w+\.py$", name))
+    folder = Path(np.__file__).parent / topic.split("/")[2].removesuffix(".py")
+    texts = [path.read_text(encoding="utf-8") for path in folder.glob("**/*.py")]
+    assert all(any(one.text in text for text in texts) for one in by_topic[topic])
+
+
+def test_a_passage_is_neighbouring_lines():
+    text = "\n".join(f"line {i} of a file that is long enough to be cut" for i in range(90))
+    found = passages(text, 12, np.random.default_rng(0))
+    assert 0 < len(found) <= 12 and all(one in text for one in found)
+    assert passages("", 5, np.random.default_rng(0)) == []
+    assert passages("x", 5, np.random.default_rng(0)) == []  # too short
 
 
 def test_rows_are_half_uniform_over_topics():

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,99 @@ def test_a_document_of_less_than_two_tokens_is_zero_and_needs_no_gradient_mode()
             found = encoder(torch.from_numpy(tokens))
         assert not found.requires_grad
     assert (found[:2] == 0).all() and float(found[2].norm()) > 0
+
+
+def adaptive() -> Hypernetwork:
+    _, plain = parts()
+    torch.manual_seed(4)
+    hyper = Hypernetwork(dataclasses.replace(plain.config, adaptive=True), plain.sites)
+    with torch.no_grad():
+        for name, value in hyper.named_parameters():
+            if name.split(".")[0] in ("log_std", "slope", "outward", "pace", "trust", "head"):
+                value.add_(0.3 * torch.randn(value.shape))
+    return hyper
+
+
+def test_an_adaptive_gain_is_that_of_a_loop_over_sites():
+    hyper = adaptive()
+    k = hyper.config.embed_dim
+    rng = np.random.default_rng(0)
+    mean, noise = rng.normal(size=(3, k)) * [[0.3], [0.02], [0.1]], np.array([0.01, 0.02, 0.2])
+    found = hyper.shrink(torch.tensor(mean).float(), torch.tensor(noise).float())
+    log_std, slope, trust = (
+        getattr(hyper, name).detach().double().numpy() for name in ("log_std", "slope", "trust")
+    )
+    wanted = np.empty_like(mean)
+    for g in range(3):
+        start = 0
+        for i, size in enumerate(hyper.sizes):
+            own = slice(start, start + size)
+            start += size
+            energy = sum(x * x for x in mean[g, own]) - size * noise[g] ** 2
+            energy = max(energy, (2 * size) ** 0.5 * noise[g] ** 2)
+            louder = np.log(np.sqrt(energy / size) * np.sqrt(k)) - log_std[own].mean()
+            level = log_std[own] + trust[i] * louder - np.log(noise[g] * np.sqrt(k))
+            wanted[g, own] = mean[g, own] / (1 + np.exp(-slope[own] * level))
+    np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=2e-4, atol=1e-6)
+
+
+def test_louder_means_are_shrunk_less_and_noise_alone_more():
+    hyper = adaptive()
+    with torch.no_grad():
+        hyper.trust.fill_(1.0)
+    level, k = torch.full((1,), 0.05), hyper.config.embed_dim
+    rng = torch.Generator().manual_seed(0)
+    noise = 0.05 * torch.randn(1, k, generator=rng)
+    signal = torch.randn(1, k, generator=rng)
+    with torch.no_grad():
+        kept = [
+            float((hyper.shrink(a * signal + noise, level) / (a * signal + noise)).mean())
+            for a in (0.0, 0.05, 0.2, 1.0)
+        ]
+    assert kept == sorted(kept) and kept[0] < 0.5 < kept[-1]
+
+
+def test_the_pace_is_a_factor_for_each_site():
+    hyper = adaptive()
+    mean, level = 0.1 * torch.randn(2, hyper.config.embed_dim), torch.tensor([0.01, 0.1])
+    with torch.no_grad():
+        hyper.head.weight.zero_()
+        hyper.head.bias.zero_()
+        longer = hyper(mean, level)
+        paces = (2 * torch.tanh(hyper.pace(hyper.code(mean, level) / math.sqrt(8)))).exp()
+        hyper.pace.weight.zero_()
+        hyper.pace.bias.zero_()
+        usual = hyper(mean, level)
+    for i, site in enumerate(hyper.sites):
+        torch.testing.assert_close(
+            longer[site.name][1], paces[:, i, None, None] * usual[site.name][1]
+        )
+    assert float(paces.max()) <= math.exp(2) and float((paces - 1).abs().min()) > 1e-4
+
+
+def test_an_adaptive_bundle_comes_back_whole(tmp_path: Path):
+    hyper = adaptive()
+    state = hyper.state_dict()
+    again = Hypernetwork(HypernetworkConfig(**dataclasses.asdict(hyper.config)), hyper.sites)
+    again.load_state_dict(state)
+    mean, level = torch.randn(1, hyper.config.embed_dim), torch.tensor([0.1])
+    for name, (_, b) in hyper(mean, level).items():
+        assert torch.equal(b, again(mean, level)[name][1])
+    with pytest.raises(UsageError, match="descent"):
+        Hypernetwork(dataclasses.replace(hyper.config, descent=0), hyper.sites)
+
+
+def test_what_is_made_up_is_the_same_on_any_day(monkeypatch: pytest.MonkeyPatch):
+    """A corpus of another day would be another corpus, and what was embedded of it worthless."""
+    values = Made(3, each=40).values
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2099, 5, 6, tzinfo=tz)
+
+    monkeypatch.setattr("faker.providers.date_time.datetime", Later)
+    assert Made(3, each=40).values == values
 
 
 def test_what_it_lacks_is_named():
