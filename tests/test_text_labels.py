@@ -53,6 +53,7 @@ epsilon = [8.0]
 delta = 1e-5
 seeds = [0, 1]
 per_class = 6
+candidates = 2
 public = "{public}"
 [finetune]
 rank = 2
@@ -64,6 +65,8 @@ bf16 = false
 steps = 2
 share = 0.5
 """
+
+PRIVATE = ("hyper", "selected", "reweighted", "dpsgd")
 
 
 def toy() -> LabelledTextSet:
@@ -162,15 +165,15 @@ def test_documents_are_embedded_by_the_encoder_of_the_bundle(bundle: TextBundle)
     assert (found[64:] == embed_batch(bundle.encoder, tokens[64:].numpy())).all()
 
 
-def test_every_method_is_measured_once_and_a_release_is_read_twice(
+def test_every_method_is_measured_once_and_a_release_serves_all_its_readings(
     bundle: TextBundle, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     made, fitted, wrote = [], [], []
     write = TextLabels._write
 
-    def spy_write(self, weights, *, seed):
+    def spy_write(self, weights, *, seed, many):
         wrote.append((weights, seed))
-        return write(self, weights, seed=seed)
+        return write(self, weights, seed=seed, many=many)
 
     def spy_release(own, tokens, budget, **more):
         made.append((len(tokens), budget.epsilon, more))
@@ -190,7 +193,7 @@ def test_every_method_is_measured_once_and_a_release_is_read_twice(
     rows = read_rows(rows_at)
     wanted = {("base", None, None, 0)}
     wanted |= {(m, 60, None, s) for m in ("real", "lora") for s in (0, 1)}
-    wanted |= {(m, 60, 8.0, s) for m in ("hyper", "reweighted", "dpsgd") for s in (0, 1)}
+    wanted |= {(m, 60, 8.0, s) for m in PRIVATE for s in (0, 1)}
     assert {(r.method, r.n, r.epsilon, r.seed) for r in rows} == wanted
     for method, n, epsilon, seed in wanted:
         own = [r for r in rows if (r.method, r.n, r.epsilon, r.seed) == (method, n, epsilon, seed)]
@@ -207,7 +210,7 @@ def test_every_method_is_measured_once_and_a_release_is_read_twice(
         assert any(not torch.equal(ham[site][1], spam[site][1]) for site in ham)
 
     per_seed = [toy().labels(toy().documents(60, seed=seed)) for seed in (0, 1)]
-    assert [(n, e) for n, e, _ in made] == [(60, 8.0)] * 2  # for hyper and reweighted together
+    assert [(n, e) for n, e, _ in made] == [(60, 8.0)] * 2  # for all three readings together
     assert [more["labels"] for *_, more in made] == per_seed
     assert all(more["classes"] == ["ham", "spam"] for *_, more in made)
     assert [sizes for sizes, *_ in fitted] == [[60 - sum(lb), sum(lb)] for lb in per_seed]
@@ -241,7 +244,38 @@ def test_other_settings_are_measured_anew_where_they_matter(bundle: TextBundle, 
     assert changed(public="other.jsonl") == {"reweighted"}
     assert changed(per_class=7) == set(text_labels.METHODS)
     assert changed(seeds=[0, 1, 2]) == set()
-    assert changed(delta=1e-6) == {"hyper", "reweighted", "dpsgd"}
+    assert changed(candidates=5) == {"selected"}
+    assert changed(delta=1e-6) == set(PRIVATE)
+
+
+def test_selected_are_what_both_classes_wrote_by_the_release_itself(
+    bundle: TextBundle, recipe: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = dataclasses.replace(read_labels_recipe(recipe), candidates=3)
+    bench, wrote, judged = TextLabels(config, bundle), [], []
+    write = TextLabels._write
+
+    def spy_write(self, weights, *, seed, many):
+        wrote.append(write(self, weights, seed=seed, many=many))
+        return wrote[-1]
+
+    monkeypatch.setattr(TextLabels, "_write", spy_write)
+    monkeypatch.setattr(
+        TextLabels, "_worth", lambda self, data, groups: judged.append(groups) or {}
+    )
+    bench.figures(
+        Cell(private_set="toy", method="selected", n=60, epsilon=8.0, seed=0), lambda *_: None
+    )
+    assert [len(texts) for texts in wrote] == [3 * config.per_class] * 2
+    texts = wrote[0] + wrote[1]
+    (z,) = (made.mean().double().numpy() for made in bench._releases.values())
+    found = embed_documents(bundle, to_tokens(bundle, texts))
+    found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True) / bundle.config.clip_norm, 1)
+    side = found @ (z[1] - z[0])
+    order = np.argsort(side)
+    ham, spam = judged[0]
+    for own, rows in ((ham, order[: config.per_class]), (spam, order[-config.per_class :])):
+        assert sorted(own) == sorted(texts[row] for row in rows)
 
 
 def test_real_documents_tell_the_classes_apart_and_so_do_adapters_that_learnt_them(
