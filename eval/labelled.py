@@ -23,9 +23,11 @@ from hyperdp.eval.earlier import base_name, caption, measured_base
 from hyperdp.eval.labelled_dpsgd import PrivateClassifiers
 from hyperdp.eval.labelled_recipe import (
     AND_PUBLIC,
+    DPSGD_LORA,
     REWEIGHTED,
     SYNTHETIC,
     LabelledConfig,
+    is_synthetic,
     labelled_cells,
 )
 from hyperdp.eval.metrics.by_class import accuracy_by_class
@@ -95,7 +97,7 @@ class LabelledSet:
             return self._classifier_of(images, labels, cell.seed)
         assert cell.epsilon is not None  # noqa: S101
         budget = PrivacyBudget(epsilon=cell.epsilon, delta=self.config.delta)
-        if cell.method in SYNTHETIC:
+        if is_synthetic(cell.method):
             drawn = self._drawn(cell, images, labels, budget, progress)
             if cell.method.endswith(AND_PUBLIC):
                 drawn = beside(drawn, self.public)
@@ -129,13 +131,13 @@ class LabelledSet:
     ) -> list[Weights]:
         """An adapter for each class, all of them together for one budget."""
         count = len(self.classes)
-        if method == "dpsgd_lora":
+        if method.partition("/")[0] == DPSGD_LORA:
             return class_fits(
                 self.bundle,
                 images,
                 labels,
                 classes=count,
-                config=class_config(self.config.lora, n=len(images), classes=count),
+                config=class_config(self.config.lora_values(method), n=len(images), classes=count),
                 budget=budget,
                 progress=progress,
             )
@@ -197,15 +199,15 @@ def cell_base(config: LabelledConfig, cell: Cell, named: Callable[[], str]) -> s
         cell: of it.
         named: the bundle as rows spell it; called where the cell's method has one.
     """
-    bundle = named() if cell.method in SYNTHETIC else ""
+    bundle = named() if is_synthetic(cell.method) else ""
     if cell.method == "hyper":
         return bundle
     values: dict[str, object] = {"steps": config.classifier_steps}
-    if cell.method in SYNTHETIC:
+    if is_synthetic(cell.method):
         if cell.method in REWEIGHTED:
             values |= {"reweight": dataclasses.asdict(ReweightConfig())}
         else:
-            values |= {"lora": config.lora}
+            values |= {"lora": config.lora_values(cell.method)}
         values |= {"images": config.images_per_class}
         values |= {"sampling": dataclasses.asdict(config.sampling)}
         return f"{bundle}-{_digest(values)}"

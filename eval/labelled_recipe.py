@@ -20,10 +20,17 @@ from hyperdp.private.classifier.network import NetworkConfig
 REWEIGHTED_ALONE = ("reweighted", "reweighted_by_class")
 AND_PUBLIC = "_and_public"
 REWEIGHTED = (*REWEIGHTED_ALONE, *(method + AND_PUBLIC for method in REWEIGHTED_ALONE))
-SYNTHETIC = ("dpsgd_lora", "hyper", *REWEIGHTED)  # a classifier of images that adapters drew
+DPSGD_LORA = "dpsgd_lora"
+SYNTHETIC = (DPSGD_LORA, "hyper", *REWEIGHTED)  # a classifier of images that adapters drew
 FROM_PUBLIC = "dpsgd_from_public"
+VARIED = ("dpsgd", FROM_PUBLIC, DPSGD_LORA)  # methods that variants are tried of
 NEEDS_PUBLIC = ("public_only", FROM_PUBLIC, *REWEIGHTED)
 METHODS = (*dict.fromkeys(NEEDS_PUBLIC + SYNTHETIC), "nonprivate", "dpsgd")
+
+
+def is_synthetic(method: str) -> bool:
+    """Whether a method, with a variant's name or without, has its classifier see what it drew."""
+    return method.partition("/")[0] in SYNTHETIC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +52,8 @@ class LabelledConfig:
             `dpsgd_from_public`: the same, begun with weights trained on the public images, with
             settings of its own; `dpsgd_from_public/NAME` with a variant's.
             `dpsgd_lora`: an adapter for each class by DP-SGD, together under the one budget
-            (`hyperdp.eval.class_learners`), and a classifier of their images.
+            (`hyperdp.eval.class_learners`), and a classifier of their images; `dpsgd_lora/NAME`
+            with a variant's settings.
             `nonprivate`: the classifier of `hyper` on the records themselves.
             `public_only`: that classifier on the public images: the control without any privacy.
         bundle: of the methods of adapters.
@@ -57,7 +65,7 @@ class LabelledConfig:
         dpsgd: the other values of its `ClassifierConfig`. network: of its `NetworkConfig`.
         from_public: what `dpsgd_from_public` has otherwise: a start that is good is lost again by
             the steps and rates that a fresh one needs.
-        variants: name → values of either that a variant has otherwise, for tuning and ablation.
+        variants: name → values of its method that a variant has otherwise, for tuning and ablation.
     """
 
     bench: str
@@ -80,7 +88,7 @@ class LabelledConfig:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        of_variants = {f"{m}/{v}" for m in ("dpsgd", FROM_PUBLIC) for v in self.variants}
+        of_variants = {f"{m}/{v}" for m in VARIED for v in self.variants}
         known = {*METHODS, *of_variants}
         if unknown := sorted(set(self.methods) - known):
             raise UsageError(
@@ -94,6 +102,15 @@ class LabelledConfig:
                 found=f"none, with methods {', '.join(self.methods)}",
                 todo="Add it to the recipe.",
             )
+
+    def lora_values(self, method: str) -> dict[str, Any]:
+        """The settings of a `dpsgd_lora…` method, as `class_config` takes them.
+
+        Args:
+            method: with its variant's name after the stroke.
+        """
+        _, _, variant = method.partition("/")
+        return {**self.lora, **(self.variants[variant] if variant else {})}
 
     def classifier(
         self, method: str, *, n: int, image_shape: tuple[int, int, int], classes: int
@@ -172,8 +189,8 @@ def read_labelled_recipe(
         sampling = SamplingConfig(**values.pop("sampling", {}))
         config = LabelledConfig(**values, sampling=sampling)
         for method in config.methods:  # so that a bad value is found before the first cell
-            if method == "dpsgd_lora":
-                class_config(config.lora, n=max(config.n), classes=10)
+            if method.partition("/")[0] == DPSGD_LORA:
+                class_config(config.lora_values(method), n=max(config.n), classes=10)
             elif method.startswith("dpsgd"):
                 config.classifier(method, n=max(config.n), image_shape=(1, 28, 28), classes=10)
     except (tomllib.TOMLDecodeError, TypeError) as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from hyperdp.pretrain.corpus import Corpus
 from hyperdp.pretrain.task_files import Figures, Progress, TaskFiles
 from hyperdp.pretrain.tasks import TaskMix, TaskSampler
 
+LEVELS = 5e-4, 0.2  # the least and the most noise in a mean: ε = 8 of 2,000, ε = 0.2 of 100
 LOSS_QUERIES = 256  # held-out records that the loss is taken on
 NonPrivate = Callable[[Tensor, int], Weights]
 """(records float32 [n, C, H, W], seed) → the adapter of LoRA without privacy."""
@@ -36,6 +38,18 @@ class Measure(Protocol):
 
     def __call__(self, bundle: Bundle, weights: Weights, queries: Tensor) -> float:
         """The figure of one adapter ({} for the base) on records that it has not seen."""
+
+
+def spread_levels(count: int) -> tuple[float, ...]:
+    """Noise levels at equal ratios, from the least that `plan` is asked about to the most.
+
+    Args:
+        count: S, at least 2.
+
+    Returns:
+        S stds of the mean, ascending, to four significant digits, so that a table reads well.
+    """
+    return tuple(float(f"{level:.4g}") for level in np.geomspace(*LEVELS, count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +67,7 @@ class ForecastConfig:
 
     tasks: int = 24
     units: tuple[int, ...] = (64, 256, 2048)
-    noise_std: tuple[float, ...] = (5e-4, 2e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.2)
+    noise_std: tuple[float, ...] = dataclasses.field(default_factory=lambda: spread_levels(8))
     queries: int = 256
     mix: TaskMix = dataclasses.field(default_factory=lambda: TaskMix(everything=0.0))
     seed: int = 0

@@ -13,6 +13,7 @@ import torch
 from hyperdp.bundle import load_bundle
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import class_learners, labelled
+from hyperdp.eval.cells import Cell
 from hyperdp.eval.earlier import base_name
 from hyperdp.eval.labelled import LabelledSet, labelled_caption, run_labelled
 from hyperdp.eval.labelled_recipe import LabelledConfig, labelled_cells, read_labelled_recipe
@@ -251,6 +252,24 @@ def test_class_fits_see_their_own_class_alone_and_a_public_size(config, monkeypa
         class_learners.class_config({"size": 3}, n=10, classes=2)
 
 
+def test_a_variant_of_class_fits_has_its_own_values_and_its_own_rows(config):
+    tuned = replace(
+        config, lora={"steps": 4, "share": 0.5}, variants={"quick": {"steps": 2, "lr": 0.1}},
+        methods=["dpsgd_lora", "dpsgd_lora/quick"],
+    )  # fmt: skip
+    assert tuned.lora_values("dpsgd_lora") == {"steps": 4, "share": 0.5}
+    assert tuned.lora_values("dpsgd_lora/quick") == {"steps": 2, "share": 0.5, "lr": 0.1}
+    bases = [
+        labelled.cell_base(
+            tuned, Cell(private_set="digits", method=m, n=200, epsilon=8.0, seed=0), lambda: "b"
+        )
+        for m in tuned.methods
+    ]
+    assert len({*bases}) == 2 and all(base.startswith("b-") for base in bases)
+    with pytest.raises(UsageError, match="dpsgd_lora/quick"):
+        replace(tuned, methods=["dpsgd_lora/slow"])
+
+
 def test_the_public_control_learns_the_public_task(config, tmp_path):
     public = replace(
         config, private_sets=[config.public], n=[100], classifier_steps=60, methods=["public_only"]
@@ -284,6 +303,7 @@ def test_sets_without_labels_and_bad_recipes_are_refused(config, tmp_path):
         "tune-classifier",
         "tune-classifier-eps1",
         "tune-from-public",
+        "tune-labelled-lora",
     ],
 )
 def test_shipped_recipes_are_whole(name):

@@ -13,7 +13,13 @@ import torch
 from hyperdp.lora import Weights
 from hyperdp.pretrain import task_files
 from hyperdp.pretrain.corpus_sample import open_sample
-from hyperdp.pretrain.forecast import ForecastConfig, loss_measure, make_tables, released_mean
+from hyperdp.pretrain.forecast import (
+    ForecastConfig,
+    loss_measure,
+    make_tables,
+    released_mean,
+    spread_levels,
+)
 from hyperdp.pretrain.foreign import draw_foreign
 from hyperdp.pretrain.guard import GuardConfig, make_guard
 from hyperdp.pretrain.task_files import TaskFiles
@@ -118,3 +124,10 @@ def test_foreign_data_is_in_range_and_of_many_kinds() -> None:
     assert all(s.shape == (5, 3, 20, 28) and s.abs().max() <= 1 for s in sets)
     assert all(bool(s.isfinite().all()) for s in sets)
     assert len({round(float(s.std()), 3) for s in sets}) > 30
+
+
+def test_levels_spread_from_the_least_to_the_most_at_equal_ratios() -> None:
+    levels = spread_levels(5)
+    assert levels[0] == 5e-4 and levels[-1] == 0.2 and len(levels) == 5
+    assert np.diff(np.log(levels)) == pytest.approx(np.log(400) / 4, rel=1e-3)
+    assert ForecastConfig().noise_std == spread_levels(8)

@@ -27,6 +27,10 @@ def forecast_command(
         bool, typer.Option("--fid", help="Measure FID too: images for every cell, hours.")
     ] = False,
     samples: Annotated[int, typer.Option(min=64, help="Images of each cell, with --fid.")] = 1000,
+    levels: Annotated[
+        int,
+        typer.Option(min=2, help="Noise levels, between the least and the most; fewer are sooner."),
+    ] = 8,
     guard: Annotated[bool, typer.Option(help="Make the guard's calibration data.")] = True,
     guard_tasks: Annotated[
         int,
@@ -58,7 +62,13 @@ def forecast_command(
     from hyperdp.bundle import load_bundle
     from hyperdp.eval.results import provenance
     from hyperdp.forecast import Forecast, ForecastTable
-    from hyperdp.pretrain.forecast import ForecastConfig, Measure, loss_measure, make_tables
+    from hyperdp.pretrain.forecast import (
+        ForecastConfig,
+        Measure,
+        loss_measure,
+        make_tables,
+        spread_levels,
+    )
     from hyperdp.pretrain.guard import GuardConfig, make_guard
     from hyperdp.pretrain.recipe import open_recipe_corpus
 
@@ -103,7 +113,12 @@ def forecast_command(
         tables: list[ForecastTable] = make_tables(
             loaded,
             public,
-            ForecastConfig(tasks=tasks, queries=1000 if fid else 256, seed=seed),
+            ForecastConfig(
+                tasks=tasks,
+                noise_std=spread_levels(levels),
+                queries=1000 if fid else 256,
+                seed=seed,
+            ),
             work,
             nonprivate=nonprivate,
             measures=measures,
