@@ -14,8 +14,6 @@ from hyperdp.lora import LoraSite, Weights
 
 LOG_NOISE_CENTRE, LOG_NOISE_SCALE = math.log(0.01), 2.0
 TRUNK = ("inlet.", "blocks.", "norm.", "outlet.")  # what lies before the heads
-DESCENT_SCALE = 16.0  # of a direction of the mean, so that public tasks' are about 1
-FURTHEST = 2.0  # log of how much longer than usual a task's step can be at a site
 DIRECT_STD = 0.55  # of a coordinate of √k · mean over public tasks, about
 
 
@@ -36,9 +34,6 @@ class HypernetworkConfig:
             for: the cores are the mean itself, each number times Wiener's gain and a learned step,
             beside a learned map of this rank and what the heads make of the trunk; A and U stay as
             they are set. 0 for other encoders.
-        adaptive: with `descent`, Wiener's gain goes by how loud this task's mean is at each site
-            and not public tasks' alone (James and Stein 1961, of blocks), and the trunk, which
-            reads the directions of the map, says how long the step is at each.
     """
 
     embed_dim: int
@@ -50,7 +45,6 @@ class HypernetworkConfig:
     direct: bool = False
     blind: bool = False
     descent: int = 0
-    adaptive: bool = False
 
     @property
     def code_size(self) -> int:
@@ -79,8 +73,7 @@ class Hypernetwork(nn.Module):
     def __init__(self, config: HypernetworkConfig, sites: list[LoraSite]) -> None:
         super().__init__()
         self.config, self.sites = config, sites
-        read = config.descent if config.adaptive else config.embed_dim  # by the trunk
-        self.inlet = nn.Linear(read + 2, config.width)
+        self.inlet = nn.Linear(config.embed_dim + 2, config.width)
         self.blocks = nn.Sequential(*[_Block(config.width) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(config.width)
         self.outlet = nn.Linear(config.width, config.bottleneck)
@@ -110,18 +103,6 @@ class Hypernetwork(nn.Module):
             for factor in (*self.a, *self.u):
                 factor.requires_grad_(False)
 
-        if config.adaptive:
-            if not config.descent:
-                raise UsageError(
-                    expected="adaptive together with descent",
-                    found="descent = 0",
-                    todo="Correct the recipe, or leave `adaptive` out.",
-                )
-            self.pace = nn.Linear(config.bottleneck, len(sites))
-            nn.init.zeros_(self.pace.weight)
-            nn.init.zeros_(self.pace.bias)
-            self.trust = nn.Parameter(torch.full((len(sites),), 0.5))
-
     def _check_descent(self) -> None:
         if self.config.embed_dim != sum(self.sizes) or self.config.direct:
             raise UsageError(
@@ -136,12 +117,9 @@ class Hypernetwork(nn.Module):
             noise_std = torch.full_like(noise_std, math.exp(LOG_NOISE_CENTRE))
         level = (noise_std.clamp(min=1e-6).log() - LOG_NOISE_CENTRE) / LOG_NOISE_SCALE  # [G]
         if self.config.descent:
-            mean = self.shrink(mean, noise_std)  # of thousands of numbers, most are noise
+            mean = mean * self.gain(noise_std)  # of thousands of numbers, most are noise
         norm = mean.norm(dim=1, keepdim=True)
-        if self.config.adaptive:
-            scaled = self.inward(mean) * DESCENT_SCALE
-        else:
-            scaled = mean * math.sqrt(self.config.embed_dim)
+        scaled = mean * math.sqrt(self.config.embed_dim)
         x = self.inlet(torch.cat([scaled, norm, level[:, None]], 1))
         # A fixed scale: a code that could shrink would, before the heads have learned to read it.
         of_trunk = functional.layer_norm(
@@ -156,27 +134,6 @@ class Hypernetwork(nn.Module):
         log_noise = noise_std.clamp(min=1e-6).log() + 0.5 * math.log(self.config.embed_dim)
         return torch.sigmoid(self.slope * (self.log_std - log_noise[:, None]))
 
-    def shrink(self, mean: Tensor, noise_std: Tensor) -> Tensor:
-        """The noisy mean [G, k] with as much of each number as `gain` leaves; noise_std [G].
-
-        `adaptive` moves the gain of a site by how much louder or quieter its numbers are than
-        public tasks': by their energy, less what noise adds to it; how far to trust is learned.
-        """
-        if not self.config.adaptive:
-            return mean * self.gain(noise_std)
-        noise = noise_std.clamp(min=1e-6)[:, None]  # [G, 1]
-        moved = []
-        usuals = torch.split(self.log_std, self.sizes)
-        parts = zip(torch.split(mean, self.sizes, 1), usuals, strict=True)
-        for i, (part, usual) in enumerate(parts):
-            size = part.shape[1]
-            energy = part.square().sum(1, keepdim=True) - size * noise.square()
-            least = math.sqrt(2 * size) * noise.square()  # a standard deviation of noise's energy
-            loud = 0.5 * (torch.maximum(energy, least) * self.config.embed_dim / size).log()
-            moved.append((self.trust[i] * (loud - usual.mean())).expand(-1, size))
-        log_noise = noise.log() + 0.5 * math.log(self.config.embed_dim)
-        return mean * torch.sigmoid(self.slope * (self.log_std + torch.cat(moved, 1) - log_noise))
-
     def forward(self, mean: Tensor, noise_std: Tensor) -> Weights:
         """Emits G adapters.
 
@@ -187,16 +144,10 @@ class Hypernetwork(nn.Module):
         Returns:
             Site name → (A [1, r, in, …] shared, B [G, out, r]).
         """
-        code = self.code(mean, noise_std) / math.sqrt(self.config.code_size)
-        cores = self.head(code)
+        cores = self.head(self.code(mean, noise_std) / math.sqrt(self.config.code_size))
         if self.config.descent:
-            shrunk = self.shrink(mean, noise_std)
-            step = self.log_step.exp()
-            if self.config.adaptive:
-                paces = (FURTHEST * torch.tanh(self.pace(code))).exp()  # [G, sites]
-                sizes = torch.tensor(self.sizes, device=paces.device)
-                step = step * paces.repeat_interleave(sizes, 1)
-            cores = cores + step * (shrunk + self.outward(self.inward(shrunk)))
+            shrunk = mean * self.gain(noise_std)
+            cores = cores + self.log_step.exp() * (shrunk + self.outward(self.inward(shrunk)))
         return {site.name: self.site_weights(i, cores) for i, site in enumerate(self.sites)}
 
     def site_weights(self, index: int, cores: Tensor) -> tuple[Tensor, Tensor]:
