@@ -33,8 +33,6 @@ OF_A_TOPIC = 16  # documents behind a topic's gradient
 SCALED_ON = 1000  # documents behind the scale
 FLOOR = 0.1  # of the mean root mean square, added to each: quiet numbers are not blown up
 TASKS = 192  # behind means and step size
-SHAPED_BY, SHAPE_SUPPORT = 1024, 256  # tasks behind the shape of means, and documents of each
-LEAST_SPREAD = 1e-4  # of a number, times the root of k
 FIRST_STEP, MOST_DOUBLINGS = 1 / 16, 24  # in units of the scale; as long as it helps
 BATCH, PART = 64, 2048
 
@@ -177,14 +175,13 @@ def start_step(
     Returns:
         The mean loss at the step chosen, nats a token.
     """
-    if not hyper.config.loudness:
-        spread = means - means.mean(0)
-        std = spread.square().mean(0).sqrt() * math.sqrt(means.shape[1])
-        hyper.log_std.copy_(std.clamp(min=LEAST_SPREAD).log())
-        _, _, right = torch.linalg.svd(spread, full_matrices=False)
-        hyper.inward.weight.zero_()
-        rank = min(hyper.config.descent, len(right))
-        hyper.inward.weight[:rank] = right[:rank]
+    spread = means - means.mean(0)
+    std = spread.square().mean(0).sqrt() * math.sqrt(means.shape[1])
+    hyper.log_std.copy_(std.clamp(min=1e-4).log())
+    _, _, right = torch.linalg.svd(spread, full_matrices=False)
+    hyper.inward.weight.zero_()
+    rank = min(hyper.config.descent, len(right))
+    hyper.inward.weight[:rank] = right[:rank]
     level = torch.full((len(means),), 2e-3)
 
     def loss_at(step: float) -> float:
@@ -204,27 +201,6 @@ def start_step(
         step, best = 2 * step, further
     hyper.log_step.copy_((encoder.scale * step).log())
     return best
-
-
-@torch.no_grad()
-def start_shape(hyper: Hypernetwork, means: Tensor) -> None:
-    """Sets the shape of tasks' means that `Hypernetwork.shrink` believes in, in place.
-
-    Args:
-        hyper: ρ, with `loudness`.
-        means: float32 [T, k], mean clipped embeddings of training tasks; each counts the same,
-            however loud it is, and the mean of them all is one of the directions.
-    """
-    alike = means / means.norm(dim=1, keepdim=True).clamp(min=1e-6) / math.sqrt(len(means))
-    _, spread, right = torch.linalg.svd(alike, full_matrices=False)
-    rank = min(hyper.config.descent, len(right))
-    rest = alike - (alike @ right[:rank].T) @ right[:rank]
-    width = math.sqrt(means.shape[1])
-    hyper.inward.weight.zero_()
-    hyper.inward.weight[:rank] = right[:rank]
-    hyper.log_spread.fill_(math.log(LEAST_SPREAD))
-    hyper.log_spread[:rank] = (spread[:rank] * width).clamp(min=LEAST_SPREAD).log()
-    hyper.log_std.copy_((rest.square().sum(0).sqrt() * width).clamp(min=LEAST_SPREAD).log())
 
 
 def start_gradients(
@@ -258,7 +234,7 @@ def start_gradients(
     folder.mkdir(parents=True, exist_ok=True)
     kept, both = folder / "start.pt", nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper})
     rng = np.random.default_rng(0)
-    settings = str((clip_norm, support, hyper.config))
+    settings = str((clip_norm, support, hyper.config))  # another shape wants another start
     of = hashlib.sha256(tokens.tobytes() + settings.encode())
     for name, value in sorted(base.model.state_dict().items()):
         of.update(name.encode() + value.cpu().numpy().tobytes())
@@ -272,10 +248,6 @@ def start_gradients(
     rows = rng.permutation(np.nonzero(corpus.split == 0)[0])
     start_scale(encoder, tokens[rows[:SCALED_ON]], clip_norm)
     table = embed_corpus(encoder, tokens, clip_norm, folder)
-    if hyper.config.loudness:
-        rows, _ = sampler.draw_rows(SHAPED_BY, SHAPE_SUPPORT, 1, torch.Generator().manual_seed(1))
-        shapes = [table[torch.from_numpy(own)].float().mean(0) for own in rows]
-        start_shape(hyper, torch.stack(shapes))
     asked, answered = sampler.draw_rows(TASKS, support, 2, torch.Generator().manual_seed(0))
     means = torch.stack([table[torch.from_numpy(own)].float().mean(0) for own in asked])
     start_step(base, encoder, hyper, means, lambda part: torch.from_numpy(tokens[answered[part]]))

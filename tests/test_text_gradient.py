@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from scipy.stats import multivariate_normal
 from torch.func import functional_call
 
 from hyperdp.budget import PrivacyBudget
@@ -26,9 +25,10 @@ from hyperdp.eval.text_study import (
     to_text_records,
     to_tokens,
 )
-from hyperdp.hypernetwork import SCALES, Hypernetwork, HypernetworkConfig
+from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import adapters, describe_sites
 from hyperdp.mechanism import MechanismSpec
+from hyperdp.pretrain import text_gradients
 from hyperdp.pretrain.text_corpus import SAMPLE, open_text_sample, read_documents
 from hyperdp.pretrain.text_forms import draw_form, in_forms
 from hyperdp.pretrain.text_gradients import (
@@ -36,10 +36,10 @@ from hyperdp.pretrain.text_gradients import (
     embed_documents,
     start_bases,
     start_scale,
-    start_shape,
     start_step,
 )
 from hyperdp.pretrain.text_styles import Made
+from hyperdp.pretrain.text_tasks import TextTaskMix, TextTaskSampler, told_words
 from hyperdp.private.aggregate import aggregate
 from hyperdp.private.embed import BATCH_SIZE, check_independence, embed_batch, weights_hash
 from hyperdp.private.workers import Workers
@@ -225,109 +225,6 @@ def test_a_document_of_less_than_two_tokens_is_zero_and_needs_no_gradient_mode()
     assert (found[:2] == 0).all() and float(found[2].norm()) > 0
 
 
-def loud() -> Hypernetwork:
-    _, plain = parts()
-    torch.manual_seed(4)
-    hyper = Hypernetwork(dataclasses.replace(plain.config, loudness=True), plain.sites)
-    means = 0.2 * torch.randn(40, hyper.config.embed_dim) * torch.rand(hyper.config.embed_dim)
-    start_shape(hyper, means * torch.rand(40, 1))
-    with torch.no_grad():
-        for name, value in hyper.named_parameters():
-            if name.split(".")[0] in ("outward", "pace", "head"):
-                value.add_(0.3 * torch.randn(value.shape))
-    return hyper
-
-
-def test_the_shape_of_means_is_that_of_their_second_moment():
-    hyper, k = loud(), parts()[1].config.embed_dim
-    means = torch.randn(30, k) * torch.linspace(0.1, 1, k)
-    start_shape(hyper, means)
-    alike = (means / means.norm(dim=1, keepdim=True)).double().numpy()
-    moment = alike.T @ alike / 30  # of unit vectors: its trace is 1
-    directions = hyper.inward.weight.double().numpy()
-    np.testing.assert_allclose(directions @ directions.T, np.eye(len(directions)), atol=1e-5)
-    along = np.exp(2 * hyper.log_spread.detach().double().numpy()) / k
-    rest = np.exp(2 * hyper.log_std.detach().double().numpy()) / k
-    np.testing.assert_allclose(along, np.diag(directions @ moment @ directions.T), rtol=1e-3)
-    assert along[0] == pytest.approx(np.linalg.eigvalsh(moment)[-1], rel=1e-3)
-    assert along.sum() + rest.sum() == pytest.approx(1, abs=1e-3)
-
-
-def test_a_posterior_mean_is_that_of_dense_gaussians():
-    """With what is left alike in all numbers, the covariance is exact: solved as a whole matrix."""
-    hyper = loud()
-    k, q = hyper.config.embed_dim, hyper.config.descent
-    with torch.no_grad():
-        hyper.log_std.fill_(-0.5)
-    directions = hyper.inward.weight.double().numpy()
-    spread = np.exp(2 * hyper.log_spread.detach().double().numpy()) / k
-    rest = math.exp(-1) / k
-    shape = directions.T @ np.diag(spread - rest) @ directions + rest * np.eye(k)
-    rng = np.random.default_rng(0)
-    for norm, noise in ((0.05, 0.004), (0.4, 0.03), (1.2, 0.01)):
-        clean = norm * np.linalg.cholesky(shape) @ rng.normal(size=k)
-        seen = clean + noise * rng.normal(size=k)
-        with torch.no_grad():
-            found = hyper.shrink(torch.tensor(seen).float()[None], torch.tensor([noise]).float())
-        means, likely = [], []
-        for scale in SCALES:
-            whole = scale**2 * shape + noise**2 * np.eye(k)
-            means.append(scale**2 * shape @ np.linalg.solve(whole, seen))
-            likely.append(multivariate_normal(cov=whole).logpdf(seen))
-            # The code counts what is left k times and not k - q times; so here too.
-            likely[-1] -= 0.5 * q * math.log(scale**2 * rest + noise**2)
-        weights = np.exp(np.array(likely) - max(likely))
-        wanted = weights @ np.array(means) / weights.sum()
-        np.testing.assert_allclose(found[0].numpy(), wanted, rtol=2e-3, atol=2e-5 * norm)
-
-
-def test_it_is_nearer_than_any_one_gain_to_quiet_and_loud_means():
-    hyper = loud()
-    k, noise = hyper.config.embed_dim, 0.02
-    rng = torch.Generator().manual_seed(0)
-    directions, spread = hyper.inward.weight, hyper.log_spread.exp() / math.sqrt(k)
-    shape = torch.randn(200, len(spread), generator=rng) * spread @ directions
-    shape = shape + torch.randn(200, k, generator=rng) * hyper.log_std.exp() / math.sqrt(k)
-    with torch.no_grad():
-        for norm in (0.06, 0.2, 1.0):
-            clean = norm * shape
-            seen = clean + noise * torch.randn(clean.shape, generator=rng)
-            found = hyper.shrink(seen, torch.full((200,), noise))
-            # Wiener's gain for the one variance of all numbers, the best that knows no directions.
-            gain = clean.square().mean() / (clean.square().mean() + noise**2)
-            error, other = ((x - clean).square().mean() for x in (found, gain * seen))
-            assert float(error) < 0.95 * float(other)
-
-
-def test_the_pace_is_a_factor_for_each_site():
-    hyper = loud()
-    mean, level = 0.1 * torch.randn(2, hyper.config.embed_dim), torch.tensor([0.01, 0.1])
-    with torch.no_grad():
-        hyper.head.weight.zero_()
-        hyper.head.bias.zero_()
-        longer = hyper(mean, level)
-        paces = (2 * torch.tanh(hyper.pace(hyper.code(mean, level) / math.sqrt(8)))).exp()
-        hyper.pace.weight.zero_()
-        hyper.pace.bias.zero_()
-        usual = hyper(mean, level)
-    for i, site in enumerate(hyper.sites):
-        torch.testing.assert_close(
-            longer[site.name][1], paces[:, i, None, None] * usual[site.name][1]
-        )
-    assert float(paces.max()) <= math.exp(2) and float((paces - 1).abs().min()) > 1e-4
-
-
-def test_a_hypernetwork_that_reads_loudness_comes_back_whole():
-    hyper = loud()
-    again = Hypernetwork(HypernetworkConfig(**dataclasses.asdict(hyper.config)), hyper.sites)
-    again.load_state_dict(hyper.state_dict())
-    mean, level = torch.randn(1, hyper.config.embed_dim), torch.tensor([0.1])
-    for name, (_, b) in hyper(mean, level).items():
-        assert torch.equal(b, again(mean, level)[name][1])
-    with pytest.raises(UsageError, match="descent"):
-        Hypernetwork(dataclasses.replace(hyper.config, descent=0), hyper.sites)
-
-
 def test_what_is_made_up_is_the_same_on_any_day(monkeypatch: pytest.MonkeyPatch):
     """A corpus of another day would be another corpus, and what was embedded of it worthless."""
     values = Made(3, each=40).values
@@ -473,3 +370,35 @@ def test_forms_are_drawn_once_and_kept_for_all_their_documents():
     assert text.endswith("\n".join(always.footer))
     assert all(key + always.join in text for key in always.keys)
     assert always.prefix in text and "zzz" in text.lower()
+
+
+def test_a_start_is_taken_again_unless_rho_has_another_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base, whole, begun = family(), open_text_sample(), []
+    some = np.arange(0, len(whole), 12)
+    parts_of = {name: getattr(whole, name)[some] for name in ("topic", "author", "split")}
+    documents = [whole.documents[i] for i in some]
+    corpus = dataclasses.replace(whole, documents=documents, **parts_of)
+    tokens = base.tokenizer.encode_all(corpus.documents)
+    sampler = TextTaskSampler(corpus, told_words(tokens), 0, TextTaskMix())
+    monkeypatch.setattr(text_gradients, "TASKS", 4)
+    monkeypatch.setattr(text_gradients, "MOST_DOUBLINGS", 1)
+    real = text_gradients.start_bases
+    monkeypatch.setattr(text_gradients, "start_bases", lambda *a: (begun.append(1), real(*a)))
+
+    def start(descent: int) -> Hypernetwork:
+        encoder, plain = parts()
+        config = dataclasses.replace(plain.config, descent=descent)
+        hyper = Hypernetwork(config, plain.sites)
+        text_gradients.start_gradients(
+            base, encoder, hyper, corpus, tokens,
+            sampler=sampler, support=8, clip_norm=1.0, folder=tmp_path,
+        )  # fmt: skip
+        return hyper
+
+    first, again = start(6).state_dict(), start(6).state_dict()
+    assert len(begun) == 1
+    kept = ("a.", "u.", "log_std", "log_step", "inward.")
+    assert all(torch.equal(first[n], again[n]) for n in first if n.startswith(kept))
+    assert start(5).inward.weight.shape[0] == 5 and len(begun) == 2
