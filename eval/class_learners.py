@@ -29,7 +29,7 @@ from hyperdp.errors import UsageError
 from hyperdp.eval.study import to_records
 from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights, pick
-from hyperdp.private.learners.config import FitConfig
+from hyperdp.private.learners.config import FitConfig, Pace
 from hyperdp.private.learners.fit import fit
 from hyperdp.private.records import AnyRecord
 from hyperdp.text_bundle import TextBundle
@@ -122,6 +122,8 @@ def fits_by_class(
             todo="Under these one unit may touch several classes, and their budgets add up.",
         )
     total = len(groups) * config.steps
+    # A microbatch is filled up to its one shape: no larger than a class's batch mostly is.
+    pace = Pace(microbatch=min(Pace.microbatch, -(-config.expected_batch // 8) * 8))
     made = []
 
     def tell(number: int, done: int, _steps: int, _epsilon: float) -> None:
@@ -138,6 +140,7 @@ def fits_by_class(
                 out=Path(scratch) / f"adapter-{c}",
                 # A dataset has one ledger; each class of each cell is a new one.
                 dataset=f"labelled {secrets.token_hex(16)}",
+                pace=pace,
                 progress=partial(tell, c),
             )
             made.append(pick(found.weights, 0))

@@ -227,7 +227,8 @@ def test_accuracy_is_over_the_reference_and_names_the_worst_class(config):
 def test_class_fits_see_their_own_class_alone_and_a_public_size(config, monkeypatch):
     seen = []
 
-    def spy(records, *, config, budget, ledger, dataset, progress, **rest):
+    def spy(records, *, config, budget, ledger, dataset, pace, progress, **rest):
+        assert pace.microbatch == 8  # no blanks beyond what an expected batch of 5 needs
         seen.append((len(list(records)), config, budget, ledger.path, dataset))
         progress(config.steps, config.steps, 0.0)
         return SimpleNamespace(weights={"site": (torch.zeros(1, 2, 3), torch.zeros(1, 4, 2))})
