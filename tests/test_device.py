@@ -15,7 +15,7 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.cli import main
 from hyperdp.cli._device import on_device
-from hyperdp.compute import device_of, usable_device
+from hyperdp.compute import device_of, has_fast_bf16, usable_device
 from hyperdp.errors import UsageError
 from hyperdp.eval.digit_classifier import train_classifier
 from hyperdp.eval.results import append_rows, hardware, read_rows
@@ -186,3 +186,19 @@ def test_the_classifier_of_images_stays_where_it_was_trained() -> None:
     model = train_classifier(images, torch.arange(100) % 2, epochs=1, device=torch.device("cuda"))
     assert device_of(model).type == "cuda"
     assert model.predict(images).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [
+        ("avx512_bf16 avx512_vbmi", True),
+        ("amx_tile amx_bf16", True),
+        ("avx2 avx512f", False),
+        ("avx512_bf16_of_another_name", False),
+    ],
+)
+def test_bfloat16_is_fast_where_the_processor_says_so(tmp_path, flags, fast):
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse2\n")
+    assert has_fast_bf16(info) is fast
+    assert not has_fast_bf16(tmp_path / "absent")
