@@ -19,7 +19,7 @@ from hyperdp.bundle import Bundle
 from hyperdp.compute import one_thread
 from hyperdp.errors import UsageError
 from hyperdp.ledger import Ledger
-from hyperdp.lora import Weights, adapters, describe_sites, pick
+from hyperdp.lora import Weights, adapters, describe_sites, merged, pick
 from hyperdp.private.emit import adapter_weights
 from hyperdp.private.finetune import (
     FinetuneConfig,
@@ -100,7 +100,7 @@ def draw_images(
     counts = [config.count // PARTS + (w < config.count % PARTS) for w in range(PARTS)]
     counts = counts[: min(PARTS, config.count)]  # a part without an image draws nothing
     with (
-        adapters(base.model, weights),
+        merged(base.model, weights),
         one_thread() as threads,
         ThreadPoolExecutor(min(threads, PARTS)) as pool,
     ):

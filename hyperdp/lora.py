@@ -155,6 +155,41 @@ def adapters(model: nn.Module, weights: Mapping[str, tuple[Tensor, Tensor]]) -> 
             handle.remove()
 
 
+@contextmanager
+def merged(model: nn.Module, weights: Weights) -> Iterator[None]:
+    """Adds one adapter to the model's own weights for the time of the context.
+
+    What the model computes is that of `adapters`, up to rounding, without a second product at each
+    site: for drawing, not for training.
+
+    Args:
+        model: the base model.
+        weights: one adapter, A [1, r, in, …] and B [1, out, r], on any device; or {}.
+
+    Raises:
+        UsageError: several adapters.
+    """
+    modules = dict(model.named_modules())
+    changed = []
+    for name, (a, b) in weights.items():
+        if len(b) != 1:
+            raise UsageError(
+                expected="one adapter", found=f"{len(b)}", todo="Take one of them with `pick`."
+            )
+        own = modules[name].weight
+        with torch.no_grad(), torch.autocast(own.device.type, enabled=False):
+            change = (b[0].float() @ a[0].float().flatten(1)).view_as(own)
+            changed.append((modules[name], nn.Parameter(own + change.to(own), own.requires_grad)))
+    before = [module.weight for module, _ in changed]
+    try:
+        for module, weight in changed:
+            module.weight = weight
+        yield
+    finally:
+        for (module, _), weight in zip(changed, before, strict=True):
+            module.weight = weight
+
+
 def pick(weights: Weights, group: int) -> Weights:
     """The adapter of one group, as a batch of one: A [1, r, in, …], B [1, out, r]."""
     return {

@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from hyperdp.errors import UsageError
-from hyperdp.lora import adapters, attach_peft, describe_sites, load_peft, pick, save_peft
+from hyperdp.lora import (
+    adapters,
+    attach_peft,
+    describe_sites,
+    load_peft,
+    merged,
+    pick,
+    save_peft,
+)
 from tests.worlds import tiny_family, tiny_hypernetwork
 
 GROUPS, PER_GROUP = 3, 2
@@ -55,6 +63,27 @@ def test_batched_equals_weights_merged_by_hand(world):
         torch.testing.assert_close(
             together[part], model(x[part], t[part]).sample, rtol=0, atol=1e-5
         )
+
+
+def test_merged_computes_the_same_and_leaves_no_trace(world):
+    family, weights, x, t = world
+    before = [(name, p, p.clone()) for name, p in family.model.named_parameters()]
+    for g in range(GROUPS):
+        one = pick(weights, g)
+        with torch.no_grad(), merged(family.model, one):
+            quick = family.model(x, t).sample
+        torch.testing.assert_close(quick, _batched(family, one, x, t), rtol=0, atol=1e-5)
+    with pytest.raises(RuntimeError), merged(family.model, pick(weights, 0)):
+        raise RuntimeError
+    after = list(family.model.named_parameters())
+    for (name, param, value), (name_after, param_after) in zip(before, after, strict=True):
+        assert name == name_after  # in the same order
+        assert param is param_after
+        assert torch.equal(value, param_after)
+    with merged(family.model, {}):
+        assert all(p is q for (_, p, _), q in zip(before, family.model.parameters(), strict=True))
+    with pytest.raises(UsageError, match="pick"), merged(family.model, weights):
+        pass
 
 
 def test_an_a_for_each_group_equals_a_shared_one(world):
