@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights
 from hyperdp.private.learners.config import FitConfig, Pace
 from hyperdp.private.learners.hybrid import fit_hybrid
+from hyperdp.private.records import AnyRecord
+from hyperdp.text_bundle import TextBundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,32 @@ def hybrid_once(
     Returns:
         One adapter, A [1, r, in, …] and B [1, out, r].
     """
+    records = to_records(images)
+    return hybrid_records(bundle, records, config, budget, pace=pace, progress=progress)
+
+
+def hybrid_records(
+    bundle: Bundle | TextBundle,
+    records: Sequence[AnyRecord],
+    config: HybridConfig,
+    budget: PrivacyBudget,
+    *,
+    pace: Pace | None = None,
+    progress: Progress | None = None,
+) -> Weights:
+    """`hybrid_once` on records of either kind.
+
+    Args:
+        bundle: base model, encoder and hypernetwork.
+        records: images or documents, the private ones.
+        config: see `HybridConfig`.
+        budget: of both parts together.
+        pace: see `Pace`.
+        progress: called with (steps done, steps).
+
+    Returns:
+        One adapter, A [1, r, in, …] and B [1, out, r].
+    """
 
     def tell(done: int, steps: int, _: float) -> None:
         if progress is not None:
@@ -64,7 +93,7 @@ def hybrid_once(
 
     with tempfile.TemporaryDirectory() as scratch:
         made = fit_hybrid(
-            lambda: to_records(images),
+            lambda: records,
             bundle=bundle,
             config=config.steps_alone,
             fraction=config.fraction,

@@ -14,6 +14,7 @@ from hyperdp.errors import UsageError
 from hyperdp.eval.bench_recipe import at_size
 from hyperdp.eval.canaries import Ranks, make_canaries, rank_canaries
 from hyperdp.eval.cells import Cell, OnCell, Only, measure_cells
+from hyperdp.eval.hybrids import hybrid_records
 from hyperdp.eval.results import Row, read_rows, to_markdown
 from hyperdp.eval.rivals import fit_records
 from hyperdp.eval.study import Progress
@@ -61,7 +62,7 @@ def text_cells(config: TextBenchConfig, sizes: dict[str, int]) -> Iterator[Cell]
             for epsilon in config.epsilon if n <= sizes[name] else ():
                 for seed in config.seeds:
                     controls = () if config.canaries else ("other_task",)
-                    for method in (*once, *controls, *config.fits):
+                    for method in (*once, *controls, *config.fits, *config.hybrids):
                         yield Cell(private_set=name, method=method, n=n, epsilon=epsilon, seed=seed)
 
 
@@ -133,10 +134,13 @@ class TextBench:
             records = tokens if own else self.public
             return lora_weights(self.bundle, records, settings, seed=cell.seed, progress=progress)
         budget = PrivacyBudget(epsilon=float(cell.epsilon or 0), delta=self.config.delta)
+        stepped = [TextRecord(tokens=row) for row in tokens.numpy()]
         if cell.method in self.config.fits:
             rival = at_size(self.config.fits[cell.method], len(documents))
-            records_of = [TextRecord(tokens=row) for row in tokens.numpy()]
-            return fit_records(self.bundle, records_of, rival, budget, progress=progress)
+            return fit_records(self.bundle, stepped, rival, budget, progress=progress)
+        if cell.method in self.config.hybrids:
+            hybrid = at_size(self.config.hybrids[cell.method], len(documents))
+            return hybrid_records(self.bundle, stepped, hybrid, budget, progress=progress)
         return self._read(cell, tokens, budget, progress)
 
     def _read(

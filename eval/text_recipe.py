@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hyperdp.errors import UsageError
-from hyperdp.eval.bench_recipe import fit_settings
+from hyperdp.eval.bench_recipe import fit_settings, hybrid_settings
 from hyperdp.eval.class_learners import class_config
+from hyperdp.eval.hybrids import HybridConfig
 from hyperdp.private.finetune import FinetuneConfig
 from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.reweight import OF_TEXTS, ReweightConfig
@@ -25,13 +26,15 @@ class TextBenchConfig:
     Attributes:
         bench: its name, in every row.
         bundle: name or folder of a text bundle.
-        private_sets: out of `hyperdp.eval.text_sets.TEXT_SETS`.
+        private_sets: out of `hyperdp.eval.text_sets.TEXT_SETS`, or JSONL of public tasks.
         n: numbers of private documents; those that a set does not have are left out.
         epsilon: budgets. delta: of every budget.
         seeds: of draws of documents; the noise of a release has none.
         finetune: of the non-private LoRA, on the whole pool.
         fits: settings of step-trained rivals by method: a learner's name, or `NAME/VARIANT` where
             several are compared. Their public size is n, cell by cell.
+        hybrids: the same of a release and steps from its adapter: `hybrid_dpsgd`, `hybrid_prism`,
+            or one with a variant's name after a stroke.
         public: public documents (`hyperdp pretrain public --texts`) for two more methods: `shared`,
             one LoRA on all of them, and `reweighted`, what `hyper` emits trained on, on those that
             the same release points at. Neither where it is "".
@@ -51,6 +54,7 @@ class TextBenchConfig:
     seeds: list[int]
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     fits: dict[str, FitConfig] = field(default_factory=dict)
+    hybrids: dict[str, HybridConfig] = field(default_factory=dict)
     public: str = ""
     shared: FinetuneConfig = field(default_factory=FinetuneConfig)
     reweight: ReweightConfig = OF_TEXTS
@@ -161,7 +165,11 @@ def read_text_recipe(path: Path, private_sets: list[str] | None = None) -> TextB
             name: fit_settings(name.partition("/")[0], given)
             for name, given in values.pop("fits", {}).items()
         }
-        config = TextBenchConfig(**tables, fits=fits, **values)
+        hybrids = {
+            name: hybrid_settings(name.partition("/")[0], given)
+            for name, given in values.pop("hybrids", {}).items()
+        }
+        config = TextBenchConfig(**tables, fits=fits, hybrids=hybrids, **values)
     except TypeError as error:
         raise UsageError(
             expected=f"the keys of a text recipe in {path}",

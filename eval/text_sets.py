@@ -128,12 +128,14 @@ def load_text_set(name: str) -> TextSet:
     """Loads a set by name; the same documents on every call.
 
     Args:
-        name: one of `TEXT_SETS`.
+        name: one of `TEXT_SETS`, or the JSONL of a public task (`hyperdp pretrain tasks --texts`).
 
     Raises:
         UsageError: no such set.
-        DataError: the package that it comes from is not installed.
+        DataError: the package that it comes from is not installed, or the file is not there.
     """
+    if name.endswith(".jsonl"):
+        return _public_task(Path(name))
     _check_name(name, TEXT_SETS, "a private set")
     return TEXT_SETS[name]()
 
@@ -196,6 +198,18 @@ def _labelled_mails() -> LabelledTextSet:
     for group, name in MAIL_GROUPS.items():
         by_class.setdefault(name, []).extend(bodies[group])
     return with_labels(_split_mails(bodies), by_class)
+
+
+def _public_task(path: Path) -> TextSet:
+    if not path.is_file():
+        raise DataError(
+            expected=f"documents of a public task in {path}",
+            found="no file",
+            todo="Make it with `hyperdp pretrain tasks --texts -o FOLDER`.",
+        )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    about = "A public task, held out of training, and what settings are chosen on."
+    return split_documents(str(path), about, [json.loads(line)["text"] for line in lines])
 
 
 def _topic(name: str, *, public: bool = False) -> TextSet:

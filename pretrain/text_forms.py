@@ -17,7 +17,8 @@ from hyperdp.pretrain.text_registers import VALIDATION_EVERY, wide_documents
 from hyperdp.pretrain.text_sources import gather_sources
 from hyperdp.pretrain.text_styles import Made, Rng
 
-SEED = 1
+SEED, TASK_SEED = 1, 1000  # of the forms in training, and of those that settings are chosen on
+_PLAIN = ("fortunes/", "brown/")
 COUNT, EACH = 300, 96  # forms, and documents of each
 MORE, FEWER = 480, 60  # the same of `open_unread_corpus`
 _KINDS = ("date", "url", "name", "email", "company", "phone_number", "catch_phrase", "hex_color")
@@ -175,7 +176,27 @@ def open_unread_corpus() -> TextCorpus:
     return to_corpus([*_formed(MORE, FEWER), *gather_sources()])
 
 
+def unseen_forms(count: int, each: int, *, seed: int = 0) -> dict[str, list[str]]:
+    """Tasks to choose settings on: forms that no bundle was trained with, of held-out passages.
+
+    Args:
+        count: tasks.
+        each: documents of each.
+        seed: of the draw; others than `SEED` are of other forms than in training.
+
+    Returns:
+        Name of the form → its documents.
+    """
+    plain = [one for one in wide_documents() if one.topic.startswith(_PLAIN)]
+    drawn = in_forms(plain, count=VALIDATION_EVERY * count, each=each, seed=TASK_SEED + seed)
+    tasks: dict[str, list[str]] = {}
+    for one in drawn:
+        if one.held_out:
+            tasks.setdefault(one.topic, []).append(one.text)
+    return tasks
+
+
 def _formed(count: int, each: int) -> list[Document]:
     documents = wide_documents()
-    plain = [one for one in documents if one.topic.startswith(("fortunes/", "brown/"))]
+    plain = [one for one in documents if one.topic.startswith(_PLAIN)]
     return [*documents, *in_forms(plain, count=count, each=each)]

@@ -12,6 +12,7 @@ import torch
 from hyperdp.cli._app import run
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import text_bench, text_demo, text_sets
+from hyperdp.eval.hybrids import hybrid_records
 from hyperdp.eval.mails import mail_body
 from hyperdp.eval.results import read_rows
 from hyperdp.eval.rivals import fit_records
@@ -208,6 +209,40 @@ def test_rivals_are_measured_beside_at_the_size_of_their_cell(
         read_text_recipe(path)
 
 
+def test_hybrids_are_measured_beside_under_one_budget(
+    bundle: TextBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def spy(own, records, config, budget, **more):
+        asked.append((config.method, config.fraction, config.size, len(records), budget.epsilon))
+        return hybrid_records(own, records, config, budget, **more)
+
+    monkeypatch.setattr(text_bench, "hybrid_records", spy)
+    path = recipe(tmp_path, bundle)
+    settings = "steps = 2\nexpected_batch = 8\nlr = 1e-2\nfraction ="
+    path.write_text(
+        path.read_text().replace("seeds = [0, 1]", "seeds = [0]")
+        + f'[hybrids.hybrid_dpsgd]\n{settings} 0.5\n[hybrids."hybrid_prism/most"]\n{settings} 0.9\n'
+    )
+    assert run(["bench", str(path), "-o", str(tmp_path / "rows.jsonl")]) == 0
+    assert asked == [("dpsgd", 0.5, 40, 40, 8.0), ("prism", 0.9, 40, 40, 8.0)]
+    value = {r.method: r.value for r in read_rows(tmp_path / "rows.jsonl") if r.metric == "nats"}
+    assert len({value[m] for m in ("base", "hyper", "hybrid_dpsgd", "hybrid_prism/most")}) == 4
+    path.write_text(path.read_text().replace("[hybrids.hybrid_dpsgd]", "[hybrids.dpsgd]"))
+    with pytest.raises(UsageError, match="hybrid_dpsgd"):
+        read_text_recipe(path)
+
+
+def test_a_public_task_is_a_set_by_its_file(tmp_path: Path):
+    path = tmp_path / "task.jsonl"
+    with pytest.raises(DataError, match="--texts"):
+        load_text_set(str(path))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
+    found = load_text_set(str(path))
+    assert found.name == str(path) and sorted(found.pool + found.reference) == sorted(DOCUMENTS)
+
+
 def test_secrets_are_planted_among_the_documents(bundle: TextBundle, tmp_path: Path):
     path = recipe(tmp_path, bundle, "canaries = 4\ncandidates = 60\nrepeats = 2")
     assert run(["bench", str(path), "-o", str(tmp_path / "rows.jsonl")]) == 0
@@ -231,9 +266,10 @@ def test_a_recipe_says_what_is_wrong_with_it(bundle: TextBundle, tmp_path: Path)
 
 
 def test_shipped_recipes_name_sets_that_there_are():
-    for name in ("text-gain", "text-canaries", "text-tune-rivals"):
+    for name in ("text-gain", "text-canaries", "text-tune-rivals", "text-rivals"):
         config = read_text_recipe(RECIPES / f"{name}.toml")
-        assert set(config.private_sets) <= set(text_sets.TEXT_SETS)
+        named = {one for one in config.private_sets if not one.endswith(".jsonl")}
+        assert named <= set(text_sets.TEXT_SETS)
 
 
 def test_the_demo_leads_from_mail_to_messages_and_a_page(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.func import functional_call
+from typer.testing import CliRunner
 
 from hyperdp.budget import PrivacyBudget
+from hyperdp.cli.pretrain import app as cli
 from hyperdp.errors import BundleError, UsageError
 from hyperdp.eval.text_study import (
     nats,
@@ -28,7 +31,7 @@ from hyperdp.eval.text_study import (
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import adapters, describe_sites
 from hyperdp.mechanism import MechanismSpec
-from hyperdp.pretrain import text_gradients
+from hyperdp.pretrain import text_forms, text_gradients
 from hyperdp.pretrain.text_corpus import SAMPLE, open_text_sample, read_documents
 from hyperdp.pretrain.text_forms import draw_form, in_forms
 from hyperdp.pretrain.text_gradients import (
@@ -370,6 +373,24 @@ def test_forms_are_drawn_once_and_kept_for_all_their_documents():
     assert text.endswith("\n".join(always.footer))
     assert all(key + always.join in text for key in always.keys)
     assert always.prefix in text and "zzz" in text.lower()
+
+
+def test_tasks_to_tune_on_are_of_forms_and_passages_that_no_training_has(tmp_path, monkeypatch):
+    plain = [
+        dataclasses.replace(one, topic=f"fortunes/{one.topic}") for one in read_documents(SAMPLE)
+    ]
+    monkeypatch.setattr(text_forms, "wide_documents", lambda: plain)
+    result = CliRunner().invoke(
+        cli, ["tasks", "--texts", "-n", "2", "--records", "5", "-o", str(tmp_path)]
+    )
+    assert result.exit_code == 0, result.output
+    written = {path.stem: path.read_text().splitlines() for path in tmp_path.iterdir()}
+    assert {name: len(lines) for name, lines in written.items()} == {"form-000": 5, "form-006": 5}
+    trained = {one.text for one in in_forms(plain, count=12, each=5)}
+    tasks = {text for texts in text_forms.unseen_forms(2, 5).values() for text in texts}
+    assert tasks == {json.loads(line)["text"] for lines in written.values() for line in lines}
+    assert not tasks & trained
+    assert text_forms.unseen_forms(2, 5, seed=1) != text_forms.unseen_forms(2, 5)
 
 
 def test_a_start_is_taken_again_unless_rho_has_another_shape(

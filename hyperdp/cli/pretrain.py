@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from hyperdp.cli._forecast import forecast_command
 from hyperdp.cli._hybrid import hybrid_command
 from hyperdp.cli._images import fashion_command, images_command
 from hyperdp.cli._library import library_command
+from hyperdp.cli._tasks import tasks_command, write_texts
 from hyperdp.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Train a base model or a hypernetwork on public data.")
@@ -26,6 +26,7 @@ app.command("hybrid")(hybrid_command)
 app.command("library")(library_command)
 app.command("images")(images_command)
 app.command("fashion")(fashion_command)
+app.command("tasks")(tasks_command)
 
 Recipe = Annotated[str, typer.Argument(help="A recipe: a TOML file, or the name of a shipped one.")]
 Steps = Annotated[
@@ -52,34 +53,6 @@ def corpus_command() -> None:
         f"{len(found.names['family'])} families "
         f"in {corpus.cache_folder()}"
     )
-
-
-@app.command("tasks")
-def tasks_command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tasks, one .npz each.")],
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of tasks.")] = 6,
-    records: Annotated[int, typer.Option(min=2, help="Records in pool and reference each.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
-) -> None:
-    """Draw held-out public tasks, to choose hyper-parameters on.
-
-    Example: hyperdp pretrain tasks -o runs/tasks
-    """
-    import numpy as np
-    import torch
-
-    from hyperdp.images import to_uint8
-    from hyperdp.pretrain import corpus
-    from hyperdp.pretrain.tasks import TaskMix, TaskSampler
-
-    sampler = TaskSampler(corpus.open_corpus(), 1, TaskMix(everything=0.0))
-    rng = torch.Generator().manual_seed(seed)
-    out.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        pixels = to_uint8(sampler.draw(1, 2 * records, rng)[0]).transpose(0, 3, 1, 2)
-        path = out / f"public-{seed}-{index}.npz"
-        np.savez_compressed(path, pool=pixels[:records], reference=pixels[records:])
-        typer.echo(str(path))
 
 
 @app.command("held-out")
@@ -152,8 +125,7 @@ def public_command(
         corpus = open_recipe_texts({"corpus": texts})
         drawn = draw_public_texts(corpus, records, seed=seed)
         out.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in drawn]
-        out.write_text("".join(lines), encoding="utf-8")
+        write_texts(out, drawn)
         typer.echo(str(out))
         return
     import numpy as np
