@@ -20,18 +20,15 @@ from torch import Tensor
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.errors import UsageError
-from hyperdp.eval.hybrids import HybridConfig, hybrid_once
+from hyperdp.eval import study, text_study
+from hyperdp.eval.hybrids import HybridConfig, hybrid_records
 from hyperdp.eval.notebook import Notebook
-from hyperdp.eval.study import (
-    held_out_loss,
-    lora_weights,
-    release_once,
-    released_weights,
-)
 from hyperdp.hybrid_table import HybridCell
 from hyperdp.lora import Weights, pick
 from hyperdp.private.finetune import FinetuneConfig
 from hyperdp.private.learners.config import Pace
+from hyperdp.private.records import AnyRecord
+from hyperdp.text_bundle import TextBundle
 
 Progress = Callable[[int, int], None]
 ONE_SHOT = "one-shot"
@@ -142,7 +139,7 @@ def read_search(values: dict[str, Any]) -> HybridSearch:
 
 
 def search_hybrid(
-    bundle: Bundle,
+    bundle: Bundle | TextBundle,
     tasks: Mapping[str, Callable[[], Tensor]],
     search: HybridSearch,
     notes: Path,
@@ -154,8 +151,8 @@ def search_hybrid(
 
     Args:
         bundle: whose table it is.
-        tasks: name → what gives its public records, float32 [search.records, C, H, W], the same
-            every time.
+        tasks: name → what gives its public records, float32 [search.records, C, H, W] or tokens
+            int64 [search.records, L], the same every time.
         search: see `HybridSearch`.
         notes: JSONL that grows by a line a measurement; begun anew for another bundle or search.
         pace: see `Pace`.
@@ -172,14 +169,14 @@ def search_hybrid(
     trials = list(search.trials())
     done = 0
     for seed, (name, draw) in enumerate(tasks.items()):
-        images = draw()
-        pool, queries = images[: max(search.sizes)], images[max(search.sizes) :]
+        drawn = draw()
+        pool, queries = drawn[: max(search.sizes)], drawn[max(search.sizes) :]
         losses = {}
         for trial in trials:
 
             def measure(trial: Trial = trial, pool: Tensor = pool, seed: int = seed) -> float:
                 weights = _weights(trial, bundle, pool, search, seed=seed, pace=pace)
-                return held_out_loss(bundle, weights, queries)  # noqa: B023  # called at once
+                return _loss(bundle, weights, queries)  # noqa: B023  # called at once
 
             losses[trial] = book.loss({"task": name, **dataclasses.asdict(trial)}, measure)
             done += 1
@@ -235,9 +232,16 @@ def choose(measured: Sequence[Mapping[Trial, float]], search: HybridSearch) -> l
     return cells
 
 
+def _loss(bundle: Bundle | TextBundle, weights: Weights, queries: Tensor) -> float:
+    """Held-out loss of an adapter: of images the base's own, of documents nats a token."""
+    if isinstance(bundle, TextBundle):
+        return text_study.nats(bundle, weights, queries)
+    return study.held_out_loss(bundle, weights, queries)
+
+
 def _weights(
     trial: Trial,
-    bundle: Bundle,
+    bundle: Bundle | TextBundle,
     pool: Tensor,
     search: HybridSearch,
     *,
@@ -248,17 +252,23 @@ def _weights(
     if trial.method == "base":
         return {}
     if trial.method == "lora":
-        return lora_weights(bundle, pool, search.finetune, seed=seed)
-    images = pool[: trial.size]
+        if isinstance(bundle, TextBundle):
+            return text_study.lora_weights(bundle, pool, search.finetune, seed=seed)
+        return study.lora_weights(bundle, pool, search.finetune, seed=seed)
+    own = pool[: trial.size]
     budget = PrivacyBudget(epsilon=trial.epsilon, delta=search.delta)
-    if trial.setting is None:
-        return pick(released_weights(bundle, release_once(bundle, images, budget)), 0)
-    return _refined(bundle, images, budget, trial.method, trial.fraction, trial.setting, pace)
+    if trial.setting is not None:
+        return _refined(bundle, own, budget, trial.method, trial.fraction, trial.setting, pace)
+    if isinstance(bundle, TextBundle):
+        return text_study.released_weights(
+            bundle, text_study.release_documents(bundle, own, budget)
+        )
+    return pick(study.released_weights(bundle, study.release_once(bundle, own, budget)), 0)
 
 
 def _refined(
-    bundle: Bundle,
-    images: Tensor,
+    bundle: Bundle | TextBundle,
+    own: Tensor,
     budget: PrivacyBudget,
     method: str,
     fraction: float,
@@ -268,11 +278,15 @@ def _refined(
     """The adapter of one hybrid by the real code path, with a ledger of its own."""
     config = HybridConfig(
         method=method,
-        size=len(images),
-        expected_batch=min(setting.expected_batch, len(images)),
+        size=len(own),
+        expected_batch=min(setting.expected_batch, len(own)),
         steps=setting.steps,
         clip_norm=setting.clip_norm,
         lr=setting.lr,
         fraction=fraction,
     )
-    return hybrid_once(bundle, images, config, budget, pace=pace)
+    texts = isinstance(bundle, TextBundle)
+    records: Sequence[AnyRecord] = (
+        text_study.to_text_records(own) if texts else study.to_records(own)
+    )
+    return hybrid_records(bundle, records, config, budget, pace=pace)

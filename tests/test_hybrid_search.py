@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,10 @@ from hyperdp.eval.hybrid_search import (
     search_hybrid,
 )
 from hyperdp.hybrid_table import load_hybrid
+from hyperdp.pretrain import text_forms
+from hyperdp.pretrain.text_corpus import SAMPLE, read_documents
 from tests.private_world import own_keys  # noqa: F401  # every test its own keys
+from tests.text_world import text_bundle
 from tests.worlds import tiny_bundle
 
 SLOW = StepSetting(steps=2, expected_batch=4, clip_norm=0.1, lr=1e-3)
@@ -78,7 +83,7 @@ def test_a_killed_search_goes_on_and_another_one_begins_anew(tmp_path, monkeypat
         return {"known": losses(prism=0.7)[trial]}
 
     monkeypatch.setattr(hybrid_search, "_weights", weights)
-    monkeypatch.setattr(hybrid_search, "held_out_loss", lambda b, w, q: w["known"])
+    monkeypatch.setattr(hybrid_search, "_loss", lambda b, w, q: w["known"])
     tasks = {"one": lambda: torch.zeros(20, 1, 28, 28), "two": lambda: torch.zeros(20, 1, 28, 28)}
 
     def run(search=SEARCH, told=None):
@@ -105,8 +110,6 @@ def test_a_killed_search_goes_on_and_another_one_begins_anew(tmp_path, monkeypat
      {"more": 1}, {"settings": {"prism": [{"steps": 1}]}}],
 )  # fmt: skip
 def test_a_recipe_that_does_not_fit_is_refused(change):
-    import tomllib
-
     values = tomllib.loads((RECIPES / "hybrid-glyphs.toml").read_text())
     assert read_search(values).records == 2256
     with pytest.raises(UsageError):
@@ -132,3 +135,31 @@ def test_the_command_writes_a_table_that_the_bundle_takes(tmp_path: Path):
     assert cell.gain >= cell.one_shot
     assert load_bundle(bundle.path).hash == bundle.hash  # measured on it, no part of it
     assert CliRunner().invoke(app, [*words[:3], "nowhere"]).exit_code != 0
+
+
+def test_a_bundle_of_texts_gets_its_table_from_documents(tmp_path: Path, monkeypatch):
+    bundle = text_bundle(tmp_path / "texts")
+    plain = [replace(one, topic=f"brown/{one.topic}") for one in read_documents(SAMPLE)]
+    monkeypatch.setattr(text_forms, "wide_documents", lambda: plain)
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        "sizes = [12]\nepsilons = [8.0]\ndelta = 1e-4\nfractions = [0.5]\nqueries = 16\n"
+        "[finetune]\nrank = 4\nsteps = 60\nlr = 3e-2\nbatch_size = 8\nbf16 = false\n"
+        "[[settings.dpsgd]]\nsteps = 2\nexpected_batch = 6\nclip_norm = 0.1\nlr = 1e-3\n"
+        "[[settings.prism]]\nsteps = 2\nexpected_batch = 6\nclip_norm = 0.1\nlr = 1e-3\n"
+    )
+    notes = tmp_path / "work"
+    words = ["hybrid", str(bundle.path), "--recipe", str(recipe), "--tasks", "1", "--work"]
+    result = CliRunner().invoke(app, [*words, str(notes), "--microbatch", "4"])
+    assert result.exit_code == 0, result.output
+    table = load_hybrid(bundle.path, bundle.hash)
+    assert table is not None
+    assert [(c.method, c.size, c.tasks) for c in table.cells] == [
+        ("dpsgd", 12, 1), ("prism", 12, 1),
+    ]  # fmt: skip
+    losses = [json.loads(line) for line in next(notes.iterdir()).read_text().splitlines()]
+    assert len({line["loss"] for line in losses if "loss" in line}) == 5  # all of them differ
+
+
+def test_the_shipped_search_of_texts_fits_its_fields():
+    assert read_search(tomllib.loads((RECIPES / "hybrid-texts.toml").read_text())).sizes

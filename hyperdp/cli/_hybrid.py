@@ -5,21 +5,34 @@ from __future__ import annotations
 import dataclasses
 import time
 import tomllib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hyperdp.cli._bars import counting_bar
 from hyperdp.errors import UsageError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hyperdp.text_bundle import TextBundle
+
+Tasks = dict[str, "Callable[[], Tensor]"]
+
 
 def hybrid_command(
     bundle: Annotated[str, typer.Argument(help="A bundle's folder, or a shipped one's name.")],
     recipe: Annotated[
-        str, typer.Option(help="What is tried: a TOML file, or a shipped recipe's name.")
-    ] = "hybrid-glyphs",
+        str | None,
+        typer.Option(
+            help="What is tried: a TOML file, or a shipped recipe's name; hybrid-glyphs for a "
+            "bundle of images, hybrid-texts for one of texts.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder of hybrid.json; the bundle's own by default."),
@@ -40,18 +53,19 @@ def hybrid_command(
     The table names the bundle by its hash and is refused beside any other.
 
     Example: hyperdp pretrain hybrid glyphs
-    """
-    import torch
 
-    from hyperdp.bundle import load_bundle
+    Example: hyperdp pretrain hybrid text-tiny --tasks 2
+    """
     from hyperdp.eval.bench_recipe import RECIPES
     from hyperdp.eval.hybrid_search import read_search, search_hybrid
     from hyperdp.eval.results import provenance
     from hyperdp.hybrid_table import HybridTable
-    from hyperdp.pretrain.recipe import open_recipe_corpus
-    from hyperdp.pretrain.tasks import TaskMix, TaskSampler
     from hyperdp.private.learners.config import Pace
+    from hyperdp.text_bundle import TextBundle, open_bundle
 
+    loaded = open_bundle(bundle)
+    texts = isinstance(loaded, TextBundle)
+    recipe = recipe or ("hybrid-texts" if texts else "hybrid-glyphs")
     path = Path(recipe) if Path(recipe).is_file() else RECIPES / f"{recipe}.toml"
     try:
         search = read_search(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -59,23 +73,21 @@ def hybrid_command(
         raise UsageError(
             expected="a recipe: a TOML file or a shipped name",
             found=f"{recipe!r} ({error})",
-            todo="The shipped one is hybrid-glyphs; see eval/recipes.",
+            todo="Shipped are hybrid-glyphs and hybrid-texts; see eval/recipes.",
         ) from error
-    loaded = load_bundle(bundle)
     folder = out if out is not None else loaded.path
     folder.mkdir(parents=True, exist_ok=True)
-    sampler = TaskSampler(open_recipe_corpus({"corpus": corpus}), 1, TaskMix(everything=0.0))
-
-    def draw(index: int) -> torch.Tensor:
-        rng = torch.Generator().manual_seed(1_000_003 * seed + index)  # a task's own
-        return sampler.draw(1, search.records, rng)[0]
-
+    public = (
+        _text_tasks(loaded, tasks, search.records, seed)
+        if isinstance(loaded, TextBundle)
+        else _image_tasks(corpus, tasks, search.records, seed)
+    )
     began = time.monotonic()
     with counting_bar() as bar:
         step = bar.add_task("hybrids on public tasks", total=None)
         cells = search_hybrid(
             loaded,
-            {f"{corpus} {seed}-{index}": partial(draw, index) for index in range(tasks)},
+            public,
             search,
             work / f"hybrid-{loaded.hash[:12]}.jsonl",
             pace=Pace(microbatch=microbatch),
@@ -99,3 +111,30 @@ def hybrid_command(
             f"{cell.gain:.2f} against {cell.one_shot:.2f} of one release alone"
         )
     typer.echo(f"table in {table.save(folder)}")
+
+
+def _image_tasks(corpus: str, count: int, records: int, seed: int) -> Tasks:
+    """Held-out tasks of a corpus of images, float32 [records, C, H, W] each."""
+    import torch
+
+    from hyperdp.pretrain.recipe import open_recipe_corpus
+    from hyperdp.pretrain.tasks import TaskMix, TaskSampler
+
+    sampler = TaskSampler(open_recipe_corpus({"corpus": corpus}), 1, TaskMix(everything=0.0))
+
+    def draw(index: int) -> Tensor:
+        rng = torch.Generator().manual_seed(1_000_003 * seed + index)  # a task's own
+        return sampler.draw(1, records, rng)[0]
+
+    return {f"{corpus} {seed}-{index}": partial(draw, index) for index in range(count)}
+
+
+def _text_tasks(bundle: TextBundle, count: int, records: int, seed: int) -> Tasks:
+    """Held-out passages in forms that no training has seen, tokens int64 [records, L] each."""
+    from hyperdp.eval.text_study import to_tokens
+    from hyperdp.pretrain.text_forms import unseen_forms
+
+    found = unseen_forms(count, records, seed=seed)
+    return {
+        f"{name} {seed}": partial(to_tokens, bundle, documents) for name, documents in found.items()
+    }
