@@ -48,7 +48,7 @@ from hyperdp.text_bundle import TextBundle
 
 METRICS = ("accuracy", "accuracy_zero_shot", "mauve")
 REFERENCES = ("real", "lora")  # of n documents, without privacy
-METHODS = ("base", *REFERENCES, "hyper", "selected", "reweighted", "dpsgd")
+METHODS = ("base", *REFERENCES, "hyper", "selected", "reweighted", "dpsgd", "prism")
 
 
 def label_cells(config: TextLabelsConfig, sizes: dict[str, int]) -> Iterator[Cell]:
@@ -61,7 +61,7 @@ def label_cells(config: TextLabelsConfig, sizes: dict[str, int]) -> Iterator[Cel
     private = ["hyper"]
     private += ["selected"] if config.candidates > 1 else []
     private += ["reweighted"] if config.public else []
-    private += ["dpsgd"] if config.dpsgd else []
+    private += config.rivals
     for name in config.private_sets:
         yield Cell(private_set=name, method="base", n=None, epsilon=None, seed=config.seeds[0])
         for n in [n for n in config.n if n <= sizes[name]]:
@@ -178,11 +178,11 @@ class TextLabels:
                 for group in groups
             ]
         budget = PrivacyBudget(epsilon=float(cell.epsilon or 0), delta=self.config.delta)
-        if cell.method == "dpsgd":
+        if cell.method in self.config.rivals:
             return fits_by_class(
                 self.bundle,
                 [to_text_records(group) for group in groups],
-                config=class_config(self.config.dpsgd, n=len(tokens), classes=count),
+                config=class_config(self.config.rivals[cell.method], n=len(tokens), classes=count),
                 budget=budget,
                 progress=progress,
             )
@@ -227,6 +227,7 @@ def row_base(config: TextLabelsConfig, bundle: TextBundle, method: str) -> str:
         "selected": config.candidates,
         "reweighted": [config.public, asdict(config.reweight)],
         "dpsgd": config.dpsgd,
+        "prism": config.prism,
     }
     shared = [config.per_class, config.temperature, asdict(config.classifier)]
     delta = None if method in ("base", *REFERENCES) else config.delta

@@ -97,8 +97,8 @@ class TextLabelsConfig:
         public: public documents (`hyperdp pretrain public --texts`) for `reweighted`; no such
             method where it is "".
         reweight: of `reweighted`; its batch is that of all classes.
-        dpsgd: values of the `FitConfig` of `dpsgd`, see `class_config`; no such method where it is
-            empty.
+        dpsgd, prism: values of the `FitConfig` of each, see `class_config`; no such method where it
+            is empty.
     """
 
     bench: str
@@ -116,10 +116,17 @@ class TextLabelsConfig:
     public: str = ""
     reweight: ReweightConfig = OF_TEXTS
     dpsgd: dict[str, Any] = field(default_factory=dict)
+    prism: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rivals(self) -> dict[str, dict[str, Any]]:
+        """Learner → values of its `FitConfig`, of those that train an adapter for each class."""
+        both = {"dpsgd": self.dpsgd, "prism": self.prism}
+        return {name: {**values, "method": name} for name, values in both.items() if values}
 
     def __post_init__(self) -> None:
-        if self.dpsgd:  # so that a bad value is found before the first cell
-            class_config(self.dpsgd, n=max(self.n), classes=2)
+        for values in self.rivals.values():  # so that a bad value is found before the first cell
+            class_config(values, n=max(self.n), classes=2)
 
 
 def text_recipe_path(name_or_path: str) -> Path | None:

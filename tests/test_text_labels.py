@@ -64,9 +64,14 @@ bf16 = false
 [dpsgd]
 steps = 2
 share = 0.5
+[prism]
+steps = 2
+share = 0.5
+start = "public-mean"
 """
 
-PRIVATE = ("hyper", "selected", "reweighted", "dpsgd")
+RIVALS = ("dpsgd", "prism")
+PRIVATE = ("hyper", "selected", "reweighted", *RIVALS)
 
 
 def toy() -> LabelledTextSet:
@@ -213,12 +218,15 @@ def test_every_method_is_measured_once_and_a_release_serves_all_its_readings(
     assert [(n, e) for n, e, _ in made] == [(60, 8.0)] * 2  # for all three readings together
     assert [more["labels"] for *_, more in made] == per_seed
     assert all(more["classes"] == ["ham", "spam"] for *_, more in made)
-    assert [sizes for sizes, *_ in fitted] == [[60 - sum(lb), sum(lb)] for lb in per_seed]
+    assert [sizes for sizes, *_ in fitted] == [
+        [60 - sum(lb), sum(lb)] for lb in per_seed for _ in RIVALS
+    ]
+    assert [config.method for _, config, _ in fitted] == list(RIVALS) * 2
     assert {(config.size, config.expected_batch, e) for _, config, e in fitted} == {(30, 15, 8.0)}
 
     lines = rows_at.read_bytes().splitlines(keepends=True)
     rows_at.write_bytes(b"".join(lines[:-3]))  # the last cell is lost
-    assert run(words) == 0 and len(made) == 2 and len(fitted) == 3
+    assert run(words) == 0 and len(made) == 2 and len(fitted) == 5
     before = page.read_text()
     assert "| toy | hyper | 60 | 8 |" in before
     mixed = rows_at.read_bytes().splitlines(keepends=True)[::-1]
@@ -241,6 +249,7 @@ def test_other_settings_are_measured_anew_where_they_matter(bundle: TextBundle, 
 
     assert changed(finetune=FinetuneConfig(steps=3)) == {"lora"}
     assert changed(dpsgd={"steps": 3}) == {"dpsgd"}
+    assert changed(prism={"steps": 3}) == {"prism"}
     assert changed(public="other.jsonl") == {"reweighted"}
     assert changed(per_class=7) == set(text_labels.METHODS)
     assert changed(seeds=[0, 1, 2]) == set()
@@ -326,6 +335,7 @@ def test_the_shipped_recipe_gives_every_method_the_settings_of_the_unlabelled_ta
     assert (config.finetune, config.public) == (rivals.finetune, rivals.public)
     both = dataclasses.replace(rivals.reweight, batch_size=2 * rivals.reweight.batch_size)
     assert config.reweight == both
-    fit = text_labels.class_config(config.dpsgd, n=1024, classes=2)
-    assert fit == dataclasses.replace(rivals.fits["dpsgd"], size=512, expected_batch=64)
+    for name, values in config.rivals.items():
+        fit = text_labels.class_config(values, n=1024, classes=2)
+        assert fit == dataclasses.replace(rivals.fits[name], size=512, expected_batch=64)
     assert isinstance(config, TextLabelsConfig) and 2000 in config.n and 1.0 in config.epsilon
