@@ -176,24 +176,39 @@ def open_unread_corpus() -> TextCorpus:
     return to_corpus([*_formed(MORE, FEWER), *gather_sources()])
 
 
-def unseen_forms(count: int, each: int, *, seed: int = 0) -> dict[str, list[str]]:
+def unseen_forms(count: int, each: int, *, forms: int = 1, seed: int = 0) -> dict[str, list[str]]:
     """Tasks to choose settings on: forms that no bundle was trained with, of held-out passages.
 
     Args:
         count: tasks.
         each: documents of each.
+        forms: that each task mixes in equal parts, as mail of many senders does; what suits one
+            form alone, which every document repeats, is too bold for such a mixture.
         seed: of the draw; others than `SEED` are of other forms than in training.
 
     Returns:
-        Name of the form → its documents.
+        Name of the task → its documents.
     """
     plain = [one for one in wide_documents() if one.topic.startswith(_PLAIN)]
-    drawn = in_forms(plain, count=VALIDATION_EVERY * count, each=each, seed=TASK_SEED + seed)
-    tasks: dict[str, list[str]] = {}
+    drawn = in_forms(
+        plain,
+        count=VALIDATION_EVERY * count * forms,
+        each=-(-each // forms),
+        seed=TASK_SEED + seed,
+    )
+    by_form: dict[str, list[str]] = {}
     for one in drawn:
         if one.held_out:
-            tasks.setdefault(one.topic, []).append(one.text)
-    return tasks
+            by_form.setdefault(one.topic, []).append(one.text)
+    pools = list(by_form.values())
+    return {
+        f"forms-{forms}-{task}": [
+            text
+            for texts in zip(*pools[task * forms : (task + 1) * forms], strict=True)
+            for text in texts
+        ][:each]
+        for task in range(count)
+    }
 
 
 def _formed(count: int, each: int) -> list[Document]:

@@ -380,17 +380,20 @@ def test_tasks_to_tune_on_are_of_forms_and_passages_that_no_training_has(tmp_pat
         dataclasses.replace(one, topic=f"fortunes/{one.topic}") for one in read_documents(SAMPLE)
     ]
     monkeypatch.setattr(text_forms, "wide_documents", lambda: plain)
-    result = CliRunner().invoke(
-        cli, ["tasks", "--texts", "-n", "2", "--records", "5", "-o", str(tmp_path)]
-    )
+    words = ["tasks", "--texts", "-n", "2", "--records", "5", "--forms", "3", "-o", str(tmp_path)]
+    result = CliRunner().invoke(cli, words)
     assert result.exit_code == 0, result.output
     written = {path.stem: path.read_text().splitlines() for path in tmp_path.iterdir()}
-    assert {name: len(lines) for name, lines in written.items()} == {"form-000": 5, "form-006": 5}
-    trained = {one.text for one in in_forms(plain, count=12, each=5)}
-    tasks = {text for texts in text_forms.unseen_forms(2, 5).values() for text in texts}
-    assert tasks == {json.loads(line)["text"] for lines in written.values() for line in lines}
-    assert not tasks & trained
-    assert text_forms.unseen_forms(2, 5, seed=1) != text_forms.unseen_forms(2, 5)
+    assert {name: len(lines) for name, lines in written.items()} == {"forms-3-0": 5, "forms-3-1": 5}
+    tasks = text_forms.unseen_forms(2, 5, forms=3)
+    assert {n: [json.loads(line)["text"] for line in t] for n, t in written.items()} == tasks
+    drawn = in_forms(plain, count=36, each=2, seed=text_forms.TASK_SEED)
+    form_of = {one.text: one.topic for one in drawn if one.held_out}
+    assert [form_of[text] for text in tasks["forms-3-1"]] == [
+        f"form/{i:03d}" for i in (18, 24, 30, 18, 24)
+    ]
+    assert not form_of.keys() & {one.text for one in in_forms(plain, count=36, each=2)}
+    assert text_forms.unseen_forms(1, 5, seed=1) != text_forms.unseen_forms(1, 5)
 
 
 def test_a_start_is_taken_again_unless_rho_has_another_shape(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from hyperdp.text_bundle import TextBundle
 
+FORMS = 8  # that a task of texts mixes
 Tasks = dict[str, "Callable[[], Tensor]"]
 
 
@@ -134,7 +135,7 @@ def _text_tasks(bundle: TextBundle, count: int, records: int, seed: int) -> Task
     from hyperdp.eval.text_study import to_tokens
     from hyperdp.pretrain.text_forms import unseen_forms
 
-    found = unseen_forms(count, records, seed=seed)
+    found = unseen_forms(count, records, forms=FORMS, seed=seed)
     return {
         f"{name} {seed}": partial(to_tokens, bundle, documents) for name, documents in found.items()
     }

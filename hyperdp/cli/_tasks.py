@@ -25,8 +25,11 @@ def tasks_command(
     ] = 2000,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
     texts: Annotated[
-        bool, typer.Option("--texts", help="Documents, each task in a form that nothing has read.")
+        bool, typer.Option("--texts", help="Documents, in forms that nothing was trained on.")
     ] = False,
+    forms: Annotated[
+        int, typer.Option(min=1, help="Of texts: forms that each task mixes, in equal parts.")
+    ] = 8,
 ) -> None:
     """Draw held-out public tasks, to choose hyper-parameters on.
 
@@ -38,8 +41,8 @@ def tasks_command(
         from hyperdp.pretrain.text_forms import unseen_forms
 
         out.mkdir(parents=True, exist_ok=True)
-        for name, documents in unseen_forms(count, records, seed=seed).items():
-            path = out / f"{name.replace('/', '-')}.jsonl"
+        for name, documents in unseen_forms(count, records, forms=forms, seed=seed).items():
+            path = out / f"{name}.jsonl"
             write_texts(path, documents)
             typer.echo(str(path))
         return
