@@ -206,7 +206,8 @@ def provenance(device: torch.device | None = None) -> dict[str, str]:
         asked = [git, "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
         found = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603
         commit = found.stdout.strip() or commit
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    name = Path(sys.argv[0]).name
+    words = ["hyperdp" if name == "__main__.py" else name, *sys.argv[1:]]  # or python -m hyperdp
     return {
         "commit": commit or "unknown", "hardware": hardware(device), "command": " ".join(words)
     }  # fmt: skip

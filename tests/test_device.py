@@ -18,7 +18,7 @@ from hyperdp.cli._device import on_device
 from hyperdp.compute import device_of, has_fast_bf16, usable_device
 from hyperdp.errors import UsageError
 from hyperdp.eval.digit_classifier import train_classifier
-from hyperdp.eval.results import append_rows, hardware, read_rows
+from hyperdp.eval.results import append_rows, hardware, provenance, read_rows
 from hyperdp.eval.rivals import fit_once
 from hyperdp.eval.study import SamplingConfig, draw_images, lora_weights
 from hyperdp.lora import Weights, adapters
@@ -202,3 +202,9 @@ def test_bfloat16_is_fast_where_the_processor_says_so(tmp_path, flags, fast):
     info.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse2\n")
     assert has_fast_bf16(info) is fast
     assert not has_fast_bf16(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("begun_as", ["/somewhere/bin/hyperdp", "/somewhere/hyperdp/__main__.py"])
+def test_rows_name_the_command_and_no_folder_of_the_machine(monkeypatch, begun_as):
+    monkeypatch.setattr("sys.argv", [begun_as, "bench", "bench-quick"])
+    assert provenance()["command"] == "hyperdp bench bench-quick"
