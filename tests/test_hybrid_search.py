@@ -141,10 +141,11 @@ def test_a_bundle_of_texts_gets_its_table_from_documents(tmp_path: Path, monkeyp
     bundle = text_bundle(tmp_path / "texts")
     plain = [replace(one, topic=f"brown/{one.topic}") for one in read_documents(SAMPLE)]
     monkeypatch.setattr(text_forms, "wide_documents", lambda: plain)
+    monkeypatch.setattr(hybrid_search, "LEAST_GAIN", 0.005)  # the toy model learns little
     recipe = tmp_path / "small.toml"
     recipe.write_text(
-        "sizes = [12]\nepsilons = [8.0]\ndelta = 1e-4\nfractions = [0.5]\nqueries = 16\n"
-        "[finetune]\nrank = 4\nsteps = 60\nlr = 3e-2\nbatch_size = 8\nbf16 = false\n"
+        "sizes = [64]\nepsilons = [8.0]\ndelta = 1e-4\nfractions = [0.5]\nqueries = 16\n"
+        "[finetune]\nrank = 4\nsteps = 100\nlr = 3e-2\nbatch_size = 8\nbf16 = false\n"
         "[[settings.dpsgd]]\nsteps = 2\nexpected_batch = 6\nclip_norm = 0.1\nlr = 1e-3\n"
         "[[settings.prism]]\nsteps = 2\nexpected_batch = 6\nclip_norm = 0.1\nlr = 1e-3\n"
     )
@@ -155,7 +156,7 @@ def test_a_bundle_of_texts_gets_its_table_from_documents(tmp_path: Path, monkeyp
     table = load_hybrid(bundle.path, bundle.hash)
     assert table is not None
     assert [(c.method, c.size, c.tasks) for c in table.cells] == [
-        ("dpsgd", 12, 1), ("prism", 12, 1),
+        ("dpsgd", 64, 1), ("prism", 64, 1),
     ]  # fmt: skip
     losses = [json.loads(line) for line in next(notes.iterdir()).read_text().splitlines()]
     assert len({line["loss"] for line in losses if "loss" in line}) == 5  # all of them differ
