@@ -1,11 +1,12 @@
-"""One DP-SGD LoRA for each class of labelled records, together at the price of one.
+"""A learner's adapter for each class of labelled records, together at the price of one.
 
 A record has one label, out of a public list, and touches the adapter of its class alone. This is
 one DP-SGD run over the stacked adapters, in which a record's gradient is zero outside its own
 block, so that the stacked sum has the sensitivity C of a single one. It is also parallel
 composition: under add-remove, neighbours differ in one record, hence in one class; the fits of all
 other classes have the same law on both, and are independent of that one (docs/learners.md;
-McSherry 2009, theorem 4).
+McSherry 2009, theorem 4). A hybrid, being a release and steps of one class's records alone, is such
+a fit too.
 
 It does not hold under replace-one, where a record may leave one class and come into another, nor
 for users with records in several classes.
@@ -14,11 +15,7 @@ for users with records in several classes.
 from __future__ import annotations
 
 import dataclasses
-import secrets
-import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -26,11 +23,11 @@ from torch import Tensor
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.errors import UsageError
+from hyperdp.eval.hybrids import HybridConfig, hybrid_records
+from hyperdp.eval.rivals import fit_records
 from hyperdp.eval.study import to_records
-from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights, pick
 from hyperdp.private.learners.config import FitConfig, Pace
-from hyperdp.private.learners.fit import fit
 from hyperdp.private.records import AnyRecord
 from hyperdp.text_bundle import TextBundle
 
@@ -41,8 +38,8 @@ def class_config(values: dict[str, Any], *, n: int, classes: int) -> FitConfig:
     """The settings of each class's fit, from public numbers alone.
 
     Args:
-        values: of `FitConfig`, with `share` in place of `size` and `expected_batch`: the expected
-            batch over the size.
+        values: of `FitConfig`, or of `HybridConfig` where `fraction` is among them, with `share` in
+            place of `size` and `expected_batch`: the expected batch over the size.
         n: records of all classes, public in a benchmark.
         classes: L.
 
@@ -50,7 +47,8 @@ def class_config(values: dict[str, Any], *, n: int, classes: int) -> FitConfig:
         Settings with size n / L: how many records a class really has stays private, and a wrong
         size costs accuracy, never privacy.
     """
-    known = {field.name for field in dataclasses.fields(FitConfig)} | {"share"}
+    kind = HybridConfig if "fraction" in values else FitConfig
+    known = {field.name for field in dataclasses.fields(kind)} | {"share"}
     if unknown := sorted(set(values) - known | set(values) & {"size", "expected_batch"}):
         raise UsageError(
             expected="`share` and values of FitConfig other than size and batch",
@@ -59,7 +57,7 @@ def class_config(values: dict[str, Any], *, n: int, classes: int) -> FitConfig:
         )
     own = dict(values)
     share, size = own.pop("share", 0.25), max(1, n // classes)
-    return FitConfig(**own, size=size, expected_batch=min(size, max(1, round(share * size))))
+    return kind(**own, size=size, expected_batch=min(size, max(1, round(share * size))))
 
 
 def class_fits(
@@ -105,7 +103,7 @@ def fits_by_class(
         groups: the records of each of L classes, images or documents, private; no record is in two.
             A class without records is trained all the same, on noise alone, as its absence is
             private.
-        config: of every class, see `class_config`.
+        config: of every class, see `class_config`; a hybrid's has each class's release as well.
         budget: ε and δ under add-remove, unit record.
         progress: called with (steps done, steps of all classes).
 
@@ -125,23 +123,14 @@ def fits_by_class(
     # A microbatch is filled up to its one shape: no larger than a class's batch mostly is.
     pace = Pace(microbatch=min(Pace.microbatch, -(-config.expected_batch // 8) * 8))
     made = []
+    for c, records in enumerate(groups):
 
-    def tell(number: int, done: int, _steps: int, _epsilon: float) -> None:
-        progress(number * config.steps + done, total)
+        def tell(done: int, _: int, before: int = c * config.steps) -> None:
+            progress(before + done, total)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        for c, records in enumerate(groups):
-            found = fit(
-                records,
-                bundle=bundle,
-                config=config,
-                budget=budget,
-                ledger=Ledger(Path(scratch) / f"ledger-{c}.db"),
-                out=Path(scratch) / f"adapter-{c}",
-                # A dataset has one ledger; each class of each cell is a new one.
-                dataset=f"labelled {secrets.token_hex(16)}",
-                pace=pace,
-                progress=partial(tell, c),
-            )
-            made.append(pick(found.weights, 0))
+        if isinstance(config, HybridConfig):
+            found = hybrid_records(bundle, records, config, budget, pace=pace, progress=tell)
+        else:
+            found = fit_records(bundle, records, config, budget, pace=pace, progress=tell)
+        made.append(pick(found, 0))
     return made

@@ -18,7 +18,7 @@ from hyperdp.lora import Weights
 from hyperdp.private.evolution import evolve
 from hyperdp.private.evolution_config import EvolutionConfig
 from hyperdp.private.finetune import FinetuneConfig, finetune_all
-from hyperdp.private.learners.config import FitConfig
+from hyperdp.private.learners.config import FitConfig, Pace
 from hyperdp.private.learners.fit import fit
 from hyperdp.private.records import AnyRecord
 from hyperdp.text_bundle import TextBundle
@@ -53,6 +53,7 @@ def fit_records(
     config: FitConfig,
     budget: PrivacyBudget,
     *,
+    pace: Pace | None = None,
     progress: Progress | None = None,
 ) -> Weights:
     """`fit_once` on records of either kind.
@@ -62,6 +63,7 @@ def fit_records(
         records: images or documents, the private ones.
         config: method and settings, `size` among them.
         budget: what is spent.
+        pace: see `Pace`.
         progress: called with (steps done, steps).
 
     Returns:
@@ -80,7 +82,8 @@ def fit_records(
             budget=budget,
             ledger=Ledger(Path(scratch) / "ledger.db"),
             out=Path(scratch) / "adapter",
-            dataset=f"study {secrets.token_hex(16)}",
+            dataset=f"study {secrets.token_hex(16)}",  # a dataset has one ledger, and this is new
+            pace=pace,
             progress=tell,
         ).weights
 

@@ -25,10 +25,10 @@ from hyperdp.eval.cells import Cell, OnCell, Only, measure_cells
 from hyperdp.eval.class_learners import class_config, fits_by_class
 from hyperdp.eval.metrics.divergence import mauve
 from hyperdp.eval.results import Row, read_rows, to_markdown
-from hyperdp.eval.study import Progress
+from hyperdp.eval.study import CONTROL_NOISE_STD, Progress
 from hyperdp.eval.text_bench import open_text_bundle
 from hyperdp.eval.text_classifier import classify
-from hyperdp.eval.text_recipe import TextLabelsConfig
+from hyperdp.eval.text_recipe import STEPPED, TextLabelsConfig
 from hyperdp.eval.text_sets import LabelledTextSet, load_labelled_set
 from hyperdp.eval.text_study import (
     document_losses,
@@ -47,8 +47,9 @@ from hyperdp.private.selection import select_by_class
 from hyperdp.text_bundle import TextBundle
 
 METRICS = ("accuracy", "accuracy_zero_shot", "mauve")
-REFERENCES = ("real", "lora")  # of n documents, without privacy
-METHODS = ("base", *REFERENCES, "hyper", "selected", "reweighted", "dpsgd", "prism")
+NOISELESS = "noiseless"  # what `hyper` would be worth, were its release exact
+REFERENCES = ("real", "lora", NOISELESS)  # of n documents, without privacy
+METHODS = ("base", *REFERENCES, "hyper", "selected", "reweighted", *STEPPED)
 
 
 def label_cells(config: TextLabelsConfig, sizes: dict[str, int]) -> Iterator[Cell]:
@@ -61,7 +62,7 @@ def label_cells(config: TextLabelsConfig, sizes: dict[str, int]) -> Iterator[Cel
     private = ["hyper"]
     private += ["selected"] if config.candidates > 1 else []
     private += ["reweighted"] if config.public else []
-    private += config.rivals
+    private += config.stepped
     for name in config.private_sets:
         yield Cell(private_set=name, method="base", n=None, epsilon=None, seed=config.seeds[0])
         for n in [n for n in config.n if n <= sizes[name]]:
@@ -151,11 +152,15 @@ class TextLabels:
 
     def _selected(self, cell: Cell, texts: list[str]) -> list[list[str]]:
         """Of what all classes' adapters wrote, what lies furthest on each class's side of z."""
-        found = torch.from_numpy(embed_documents(self.bundle, to_tokens(self.bundle, texts)))
-        embedded = clip(found.float(), self.bundle.config.clip_norm)
+        embedded = self._embeddings(to_tokens(self.bundle, texts))
         z = self._releases[cell.private_set, cell.n, cell.epsilon, cell.seed].mean()
         chosen = select_by_class(embedded, z.float(), self.config.per_class)
         return [[texts[row] for row in rows] for rows in chosen]
+
+    def _embeddings(self, tokens: Tensor) -> Tensor:
+        """Clipped embeddings of documents [N, L], without noise, float32 [N, k]."""
+        found = torch.from_numpy(embed_documents(self.bundle, tokens)).float()
+        return clip(found, self.bundle.config.clip_norm)
 
     def _weights(
         self,
@@ -177,12 +182,19 @@ class TextLabels:
                 )
                 for group in groups
             ]
+        if cell.method == NOISELESS:
+            found = adapter_weights(
+                self.bundle,
+                torch.stack([self._embeddings(group).mean(0) for group in groups]),
+                torch.full((count,), CONTROL_NOISE_STD),
+            )
+            return [pick(found, c) for c in range(count)]
         budget = PrivacyBudget(epsilon=float(cell.epsilon or 0), delta=self.config.delta)
-        if cell.method in self.config.rivals:
+        if cell.method in self.config.stepped:
             return fits_by_class(
                 self.bundle,
                 [to_text_records(group) for group in groups],
-                config=class_config(self.config.rivals[cell.method], n=len(tokens), classes=count),
+                config=class_config(self.config.stepped[cell.method], n=len(tokens), classes=count),
                 budget=budget,
                 progress=progress,
             )
@@ -226,8 +238,7 @@ def row_base(config: TextLabelsConfig, bundle: TextBundle, method: str) -> str:
         "lora": asdict(config.finetune),
         "selected": config.candidates,
         "reweighted": [config.public, asdict(config.reweight)],
-        "dpsgd": config.dpsgd,
-        "prism": config.prism,
+        **{name: getattr(config, name) for name in STEPPED},
     }
     shared = [config.per_class, config.temperature, asdict(config.classifier)]
     delta = None if method in ("base", *REFERENCES) else config.delta

@@ -17,6 +17,8 @@ from hyperdp.private.reweight import OF_TEXTS, ReweightConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 KIND, LABELS_KIND = "text", "text-labels"
+HYBRID = "hybrid_"
+STEPPED = ("dpsgd", "prism", "hybrid_dpsgd", "hybrid_prism")  # an adapter for each class by steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +99,8 @@ class TextLabelsConfig:
         public: public documents (`hyperdp pretrain public --texts`) for `reweighted`; no such
             method where it is "".
         reweight: of `reweighted`; its batch is that of all classes.
-        dpsgd, prism: values of the `FitConfig` of each, see `class_config`; no such method where it
-            is empty.
+        dpsgd, prism, hybrid_dpsgd, hybrid_prism: values of each, see `class_config`; no such method
+            where it is empty.
     """
 
     bench: str
@@ -117,15 +119,20 @@ class TextLabelsConfig:
     reweight: ReweightConfig = OF_TEXTS
     dpsgd: dict[str, Any] = field(default_factory=dict)
     prism: dict[str, Any] = field(default_factory=dict)
+    hybrid_dpsgd: dict[str, Any] = field(default_factory=dict)
+    hybrid_prism: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def rivals(self) -> dict[str, dict[str, Any]]:
-        """Learner → values of its `FitConfig`, of those that train an adapter for each class."""
-        both = {"dpsgd": self.dpsgd, "prism": self.prism}
-        return {name: {**values, "method": name} for name, values in both.items() if values}
+    def stepped(self) -> dict[str, dict[str, Any]]:
+        """Method → values for `class_config`, of those that train an adapter for each class."""
+        return {
+            name: {**getattr(self, name), "method": name.removeprefix(HYBRID)}
+            for name in STEPPED
+            if getattr(self, name)
+        }
 
     def __post_init__(self) -> None:
-        for values in self.rivals.values():  # so that a bad value is found before the first cell
+        for values in self.stepped.values():  # so that a bad value is found before the first cell
             class_config(values, n=max(self.n), classes=2)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from hyperdp.bundle import load_bundle
 from hyperdp.errors import DataError, UsageError
-from hyperdp.eval import class_learners, labelled
+from hyperdp.eval import class_learners, labelled, rivals
 from hyperdp.eval.cells import Cell
 from hyperdp.eval.earlier import base_name
 from hyperdp.eval.labelled import LabelledSet, labelled_caption, run_labelled
@@ -233,7 +233,7 @@ def test_class_fits_see_their_own_class_alone_and_a_public_size(config, monkeypa
         progress(config.steps, config.steps, 0.0)
         return SimpleNamespace(weights={"site": (torch.zeros(1, 2, 3), torch.zeros(1, 4, 2))})
 
-    monkeypatch.setattr(class_learners, "fit", spy)
+    monkeypatch.setattr(rivals, "fit", spy)
     world, told = LabelledSet(config, "digits", Speed()), []
     images, labels = world.data.records(200, seed=0)
     labels = torch.where(labels == 9, 8, labels)  # a class that nobody is in

@@ -35,6 +35,7 @@ from hyperdp.eval.text_sets import (
     with_labels,
 )
 from hyperdp.eval.text_study import embed_documents, release_documents, to_tokens
+from hyperdp.lora import Weights
 from hyperdp.private.embed import embed_batch
 from hyperdp.private.finetune import FinetuneConfig
 from hyperdp.text_bundle import TextBundle
@@ -68,10 +69,18 @@ share = 0.5
 steps = 2
 share = 0.5
 start = "public-mean"
+[hybrid_dpsgd]
+steps = 2
+share = 0.5
+fraction = 0.5
+[hybrid_prism]
+steps = 2
+share = 0.5
+fraction = 0.75
 """
 
-RIVALS = ("dpsgd", "prism")
-PRIVATE = ("hyper", "selected", "reweighted", *RIVALS)
+STEPPED = ("dpsgd", "prism", "hybrid_dpsgd", "hybrid_prism")
+PRIVATE = ("hyper", "selected", "reweighted", *STEPPED)
 
 
 def toy() -> LabelledTextSet:
@@ -197,7 +206,7 @@ def test_every_method_is_measured_once_and_a_release_serves_all_its_readings(
     assert run(words) == 0
     rows = read_rows(rows_at)
     wanted = {("base", None, None, 0)}
-    wanted |= {(m, 60, None, s) for m in ("real", "lora") for s in (0, 1)}
+    wanted |= {(m, 60, None, s) for m in text_labels.REFERENCES for s in (0, 1)}
     wanted |= {(m, 60, 8.0, s) for m in PRIVATE for s in (0, 1)}
     assert {(r.method, r.n, r.epsilon, r.seed) for r in rows} == wanted
     for method, n, epsilon, seed in wanted:
@@ -219,14 +228,16 @@ def test_every_method_is_measured_once_and_a_release_serves_all_its_readings(
     assert [more["labels"] for *_, more in made] == per_seed
     assert all(more["classes"] == ["ham", "spam"] for *_, more in made)
     assert [sizes for sizes, *_ in fitted] == [
-        [60 - sum(lb), sum(lb)] for lb in per_seed for _ in RIVALS
+        [60 - sum(lb), sum(lb)] for lb in per_seed for _ in STEPPED
     ]
-    assert [config.method for _, config, _ in fitted] == list(RIVALS) * 2
+    assert [config.method for _, config, _ in fitted] == ["dpsgd", "prism"] * 4
+    shares = [getattr(config, "fraction", None) for _, config, _ in fitted]
+    assert shares == [None, None, 0.5, 0.75] * 2
     assert {(config.size, config.expected_batch, e) for _, config, e in fitted} == {(30, 15, 8.0)}
 
     lines = rows_at.read_bytes().splitlines(keepends=True)
     rows_at.write_bytes(b"".join(lines[:-3]))  # the last cell is lost
-    assert run(words) == 0 and len(made) == 2 and len(fitted) == 5
+    assert run(words) == 0 and len(made) == 2 and len(fitted) == 9
     before = page.read_text()
     assert "| toy | hyper | 60 | 8 |" in before
     mixed = rows_at.read_bytes().splitlines(keepends=True)[::-1]
@@ -250,6 +261,7 @@ def test_other_settings_are_measured_anew_where_they_matter(bundle: TextBundle, 
     assert changed(finetune=FinetuneConfig(steps=3)) == {"lora"}
     assert changed(dpsgd={"steps": 3}) == {"dpsgd"}
     assert changed(prism={"steps": 3}) == {"prism"}
+    assert changed(hybrid_prism={"steps": 3, "fraction": 0.5}) == {"hybrid_prism"}
     assert changed(public="other.jsonl") == {"reweighted"}
     assert changed(per_class=7) == set(text_labels.METHODS)
     assert changed(seeds=[0, 1, 2]) == set()
@@ -314,6 +326,27 @@ def test_real_documents_tell_the_classes_apart_and_so_do_adapters_that_learnt_th
     assert real["mauve"] == pytest.approx(sum(by_hand) / 2)
 
 
+def test_noiseless_is_the_same_release_without_noise(bundle: TextBundle, recipe: Path):
+    bench = TextLabels(read_labels_recipe(recipe), bundle)
+    documents = toy().documents(60, seed=0)
+    labels = np.array(toy().labels(documents))
+    tokens = to_tokens(bundle, documents)
+
+    def emitted(method: str, epsilon: float | None) -> list[Weights]:
+        cell = Cell(private_set="toy", method=method, n=60, epsilon=epsilon, seed=0)
+        return bench._weights(cell, tokens, labels, ["ham", "spam"], lambda *_: None)
+
+    for c, found in enumerate(emitted("noiseless", None)):
+        rows = embed_documents(bundle, tokens[torch.from_numpy(labels == c)])
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True) / bundle.config.clip_norm, 1)
+        mean = torch.from_numpy(rows.mean(0)).float()[None]
+        by_hand = bundle.hypernetwork(mean, torch.full((1,), 5e-4))
+        noisy = emitted("hyper", 8.0)[c]
+        assert any(not torch.equal(found[site][1], noisy[site][1]) for site in found)
+        for site, (_, b) in found.items():
+            assert torch.allclose(b, by_hand[site][1], atol=1e-6)
+
+
 def test_a_recipe_names_what_is_wrong_with_it(recipe: Path):
     assert text_recipe_path(str(recipe)) == recipe
     with pytest.raises(UsageError, match="private sets"):
@@ -335,7 +368,8 @@ def test_the_shipped_recipe_gives_every_method_the_settings_of_the_unlabelled_ta
     assert (config.finetune, config.public) == (rivals.finetune, rivals.public)
     both = dataclasses.replace(rivals.reweight, batch_size=2 * rivals.reweight.batch_size)
     assert config.reweight == both
-    for name, values in config.rivals.items():
+    for name, values in config.stepped.items():
         fit = text_labels.class_config(values, n=1024, classes=2)
-        assert fit == dataclasses.replace(rivals.fits[name], size=512, expected_batch=64)
+        shared = rivals.hybrids[name] if name in rivals.hybrids else rivals.fits[name]
+        assert fit == dataclasses.replace(shared, size=512, expected_batch=64)
     assert isinstance(config, TextLabelsConfig) and 2000 in config.n and 1.0 in config.epsilon
