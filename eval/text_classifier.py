@@ -1,4 +1,4 @@
-"""The classifier of documents that every method of the labelled text bench is judged by."""
+"""What tells the class of a document in the labelled text bench, of every method alike."""
 
 from __future__ import annotations
 
@@ -40,3 +40,19 @@ def classify(
     )
     found: NDArray[np.int64] = model.fit(list(texts), labels).predict(list(asked))
     return found
+
+
+def zero_shot_accuracy(losses: NDArray[np.float64], truth: NDArray[np.int64]) -> float:
+    """Balanced share of documents that the right class's adapter finds the most likely.
+
+    No class is likelier than another beforehand; a draw counts in equal parts, so that adapters
+    which are the same come to chance.
+
+    Args:
+        losses: [L, N], nats a token; a document has as many tokens for one class as for another, so
+            the order is that of its whole likelihood.
+        truth: [N], classes, each of which occurs.
+    """
+    best = losses == losses.min(0)  # [L, N]
+    share = best[truth, np.arange(len(truth))] / best.sum(0)  # [N]
+    return float(np.mean([share[truth == c].mean() for c in range(len(losses))]))

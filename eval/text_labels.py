@@ -27,7 +27,7 @@ from hyperdp.eval.metrics.divergence import mauve
 from hyperdp.eval.results import Row, read_rows, to_markdown
 from hyperdp.eval.study import CONTROL_NOISE_STD, Progress
 from hyperdp.eval.text_bench import open_text_bundle
-from hyperdp.eval.text_classifier import classify
+from hyperdp.eval.text_classifier import classify, zero_shot_accuracy
 from hyperdp.eval.text_recipe import STEPPED, TextLabelsConfig
 from hyperdp.eval.text_sets import LabelledTextSet, load_labelled_set
 from hyperdp.eval.text_study import (
@@ -211,22 +211,6 @@ class TextLabels:
         else:
             found = adapter_weights(self.bundle, z, level)
         return [pick(found, c) for c in range(count)]
-
-
-def zero_shot_accuracy(losses: NDArray[np.float64], truth: NDArray[np.int64]) -> float:
-    """Balanced share of documents that the right class's adapter finds the most likely.
-
-    No class is likelier than another beforehand; a draw counts in equal parts, so that adapters
-    which are the same come to chance.
-
-    Args:
-        losses: [L, N], nats a token; a document has as many tokens for one class as for another, so
-            the order is that of its whole likelihood.
-        truth: [N], classes, each of which occurs.
-    """
-    best = losses == losses.min(0)  # [L, N]
-    share = best[truth, np.arange(len(truth))] / best.sum(0)  # [N]
-    return float(np.mean([share[truth == c].mean() for c in range(len(losses))]))
 
 
 def row_base(config: TextLabelsConfig, bundle: TextBundle, method: str) -> str:

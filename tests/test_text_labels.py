@@ -17,8 +17,8 @@ from hyperdp.eval.cells import Cell
 from hyperdp.eval.class_learners import fits_by_class
 from hyperdp.eval.metrics.divergence import mauve
 from hyperdp.eval.results import read_rows
-from hyperdp.eval.text_classifier import classify
-from hyperdp.eval.text_labels import TextLabels, label_cells, zero_shot_accuracy
+from hyperdp.eval.text_classifier import classify, zero_shot_accuracy
+from hyperdp.eval.text_labels import TextLabels, label_cells
 from hyperdp.eval.text_recipe import (
     RECIPES,
     TextClassifierConfig,
