@@ -54,14 +54,15 @@ def dataset_fingerprint(identity: str) -> str:
     Args:
         identity: what the operator calls the dataset, or its path. Never its content: whether two
             ledger entries are of the same content would itself reveal a record. Spellings of one
-            name are one dataset: blanks around it are dropped, Unicode is composed (NFC), and what
-            has a path separator in it is resolved.
+            name are one dataset: blanks around it are dropped, Unicode is composed (NFC), and an
+            absolute path is resolved. What else has a path separator in it is refused: resolved, it
+            would be another dataset with another budget in each working directory.
 
     Returns:
         64 hex digits.
 
     Raises:
-        UsageError: the name is empty.
+        UsageError: the name is empty, or a relative path.
     """
     name = identity.strip()
     if not name or "\0" in name:
@@ -71,6 +72,12 @@ def dataset_fingerprint(identity: str) -> str:
             todo="Give every dataset a name of its own, and always the same one.",
         )
     if os.sep in name:
+        if not Path(name).is_absolute():
+            raise UsageError(
+                expected="an absolute path, or a name without a path separator",
+                found=f"dataset={identity!r}",
+                todo=f"Give the whole path, or a name such as {'-'.join(Path(name).parts)!r}.",
+            )
         name = os.path.realpath(name)  # before it is composed: a link's own spelling finds it
     name = unicodedata.normalize("NFC", name)
     return seal(b"hyperdp dataset\0" + name.encode("utf-8", "surrogateescape"))

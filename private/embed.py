@@ -131,8 +131,9 @@ def weights_hash(module: nn.Module | None) -> str:
 def check_independence(bundle: ReleaseBundle, *, batch_size: int = BATCH_SIZE) -> None:
     """Refuse an encoder in which one record changes another's embedding. Reads no private data.
 
-    Random public records are embedded in two orders, beside other companions, extreme ones among
-    them, and once more at the end; every embedding must be the same to the bit.
+    Random public records are embedded in several orders, once more unchanged, and beside other
+    companions, extreme ones among them; the orders at the same time, on the threads of a release.
+    Every embedding must be the same to the bit.
 
     Raises:
         BundleError: one is not, or the shape is not the bundle's.
@@ -154,8 +155,9 @@ def check_independence(bundle: ReleaseBundle, *, batch_size: int = BATCH_SIZE) -
     if not all(np.array_equal(a, b) for a, b in pairs):
         raise BundleError(
             expected="an encoder in which every embedding depends on its own record alone",
-            found="embeddings that change with the other records of a batch",
-            todo="Use an encoder without batch statistics; the sensitivity would not hold.",
+            found="embeddings that change with other records, of its batch or of another thread's",
+            todo="Use an encoder without batch statistics or a state that its calls share; the "
+            "sensitivity would not hold.",
         )
 
 
@@ -167,15 +169,15 @@ def _tried(
     noise = form.probes(batch_size)
     first = embed_batch(encoder, noise, batch_size=batch_size)
     order = np.random.default_rng(1).permutation(batch_size)
-    permuted = embed_batch(encoder, noise[order], batch_size=batch_size)
+    # At the same time, on as many threads as a release will use.
+    with embedding_here(encoder, batch_size=batch_size) as embed:
+        permuted, moved, again = embed([noise[order], np.roll(noise, 1, 0), noise])
     alone = embed_batch(encoder, noise[:half], batch_size=batch_size)
     beside = []
     for companion in form.extremes():
         other = noise.copy()
         other[half:] = companion
         beside.append(embed_batch(encoder, other, batch_size=batch_size)[:half])
-    moved = embed_batch(encoder, np.roll(noise, 1, 0), batch_size=batch_size)
-    again = embed_batch(encoder, noise, batch_size=batch_size)
     pairs = [(first[order], permuted), (np.roll(first, 1, 0), moved), (first, again)]
     return first, pairs + [(first[:half], other) for other in (alone, *beside)]
 

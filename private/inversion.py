@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,8 +60,31 @@ class InversionConfig:
             raise UsageError(expected=", ".join(broken), found=str(self), todo="Mend the settings.")
 
 
+class _Asked(threading.local):
+    """The conditions that the records of a thread are asked with; a copy begins with none."""
+
+    conditions: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[_Asked], tuple[()]]:
+        return (_Asked, ())
+
+
+class _Adding:
+    """The encoder's hook; not a closure, so that a copy of the encoder has a hook of its own."""
+
+    def __init__(self, asked: _Asked) -> None:
+        self.asked = asked
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        conditions = self.asked.conditions
+        return output if conditions is None else output + conditions
+
+
 class InversionEncoder(nn.Module):
     """Images → the conditions that explain them to the frozen base model.
+
+    Several threads may call it at a time, each with a batch of its own: what a thread asks with is
+    that thread's, or the records of one batch would enter another's embeddings.
 
     Args:
         family: a base model of one's own, which is frozen.
@@ -72,6 +96,8 @@ class InversionEncoder(nn.Module):
         self.config = config
         self.model = family.model.requires_grad_(False).eval()
         self._family = family
+        self._asked = _Asked()
+        _time_embedding(self.model).register_forward_hook(_Adding(self._asked))
         rng = torch.Generator().manual_seed(config.seed)
         self.register_buffer("noise", torch.randn(config.draws, *family.image_shape, generator=rng))
         self.register_buffer("times", (torch.arange(config.draws) + 0.5) / config.draws)
@@ -97,8 +123,11 @@ class InversionEncoder(nn.Module):
         for step in range(self.config.steps):
             with torch.enable_grad():
                 moving = condition.requires_grad_(True)
-                with conditioned(self.model, moving.repeat_interleave(draws, 0)):
+                self._asked.conditions = moving.repeat_interleave(draws, 0)
+                try:
                     losses = self._family.loss_at(records, times, noise)
+                finally:
+                    self._asked.conditions = None
                 (slope,) = torch.autograd.grad(losses.sum(), moving)
             length = slope.norm(dim=1, keepdim=True).clamp(min=1e-30)
             reach = self.config.lr * self.config.clip_norm * (1 - step / self.config.steps)
@@ -156,20 +185,26 @@ def condition_dim(model: nn.Module) -> int:
     Raises:
         UsageError: it embeds no time.
     """
-    site = dict(model.named_modules()).get(_SITE)
+    modules = _time_embedding(model).modules()
+    return [module for module in modules if isinstance(module, nn.Linear)][-1].out_features
+
+
+def _time_embedding(model: nn.Module) -> nn.Module:
+    site: nn.Module | None = dict(model.named_modules()).get(_SITE)
     if site is None:
         raise UsageError(
             expected=f"a base model with a module {_SITE}",
             found=type(model).__name__,
             todo="Use another method for this base model.",
         )
-    last = [module for module in site.modules() if isinstance(module, nn.Linear)][-1]
-    return last.out_features
+    return site
 
 
 @contextmanager
 def conditioned(model: nn.Module, condition: Tensor | None) -> Iterator[None]:
     """Adds a condition to the base model's embedding of the time, for the time of the context.
+
+    For drawing: it holds for every thread that uses the model meanwhile.
 
     Args:
         model: the base model.
@@ -182,7 +217,7 @@ def conditioned(model: nn.Module, condition: Tensor | None) -> Iterator[None]:
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + condition.to(output.device)
 
-    handle = dict(model.named_modules())[_SITE].register_forward_hook(add)
+    handle = _time_embedding(model).register_forward_hook(add)
     try:
         yield
     finally:

@@ -5,8 +5,9 @@ import os
 from hypothesis import settings
 
 from tests.ledgers import ledger
+from tests.threads import two_threads
 
-__all__ = ["ledger"]  # a fixture of every test
+__all__ = ["ledger", "two_threads"]  # fixtures of every test
 
 # Set before any test imports what reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,20 @@ class Saturating(nn.Module):
 def test_an_encoder_that_mixes_at_extremes_or_changes_with_time_is_refused(encoder):
     with pytest.raises(BundleError, match="its own record alone"):
         check_independence(TinyBundle(encoder=encoder))
+
+
+class Sharing(nn.Module):
+    """Keeps what it is asked where another thread's call finds it."""
+
+    def forward(self, x):
+        self.seen = x
+        time.sleep(0.05)
+        return self.seen.flatten(1)[:, :DIM]
+
+
+def test_an_encoder_whose_calls_share_a_state_is_refused(two_threads):
+    with pytest.raises(BundleError, match="another thread's"):
+        check_independence(TinyBundle(encoder=Sharing()))
 
 
 def test_the_encoder_sees_values_in_range_and_nan_alone():

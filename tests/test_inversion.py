@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.errors import UsageError
 from hyperdp.eval.study import release_once
 from hyperdp.ledger import Ledger
-from hyperdp.private.embed import check_independence, embed_batch
+from hyperdp.private.embed import check_independence, embed_batch, embedding_here
 from hyperdp.private.inversion import InversionBundle, InversionConfig, conditioned
 from hyperdp.private.records import Record
 from hyperdp.private.release import release
@@ -38,6 +40,16 @@ def images(n: int) -> torch.Tensor:
 def test_a_condition_depends_on_its_own_record_alone(inverse):
     check_independence(inverse)
     assert inverse.config.embed_dim == 32  # four times the first width of the tiny base
+
+
+def test_batches_of_several_threads_do_not_enter_each_others_conditions(inverse, two_threads):
+    batches = images(256).numpy().reshape(4, 64, 1, 28, 28)
+    alone = [embed_batch(inverse.encoder, batch) for batch in batches]
+    with embedding_here(inverse.encoder) as embed:
+        together = list(embed(batches))
+    np.testing.assert_array_equal(together, alone)
+    copied = copy.deepcopy(inverse.encoder)  # as other processes do: its hook asks with its own
+    np.testing.assert_array_equal(embed_batch(copied, batches[0]), alone[0])
 
 
 def test_a_condition_explains_its_own_record_better_than_none_or_anothers(bundle, inverse):

@@ -247,6 +247,14 @@ def test_spellings_of_one_name_are_one_dataset(ledger, tmp_path):
         reserve(ledger, dataset=f"{path}/")
 
 
+@pytest.mark.parametrize("name", ["clinic/scans", "./scans", "../scans", " scans/ "])
+def test_no_name_is_another_dataset_in_another_folder(ledger, name):
+    """Resolved against the working folder, it would have a budget in each."""
+    with pytest.raises(UsageError, match="absolute path, or a name without"):
+        reserve(ledger, dataset=name)
+    assert not ledger.path.exists()
+
+
 @pytest.mark.parametrize("name", ["", " \n", "a\0b"])
 def test_a_dataset_has_a_name(ledger, name):
     with pytest.raises(UsageError, match="a name for the dataset"):

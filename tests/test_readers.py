@@ -3,10 +3,13 @@
 import os
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyperdp.errors import DataError
 from hyperdp.private.readers import open_dataset
 from hyperdp.private.readers.rows import as_text
 from tests.reader_samples import (
@@ -89,6 +92,20 @@ def test_a_loop_of_links_ends(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "d" / "again").symlink_to(tmp_path / "d")
     assert open_dataset(tmp_path / "d", image_shape=SHAPE).listed() == 4
+
+
+def test_ids_that_are_no_text_are_refused_not_made_one(tmp_path):
+    """Several users under one U+FFFD would be one unit of several people."""
+    ids = [bytes([255, 254, i, 128]) for i in range(4)]
+    assert [as_text(one) for one in ids] == [None] * 4
+    assert as_text("käse".encode()) == "käse"
+    path, _ = write_parquet_bytes(tmp_path)
+    table = pq.read_table(path).slice(0, 4).append_column("id", pa.array(ids, pa.binary()))
+    pq.write_table(table, path)
+    with pytest.raises(DataError, match="unit it belongs to"):
+        list(open_dataset(path, image_shape=SHAPE, unit_column="id").records())
+    left = open_dataset(path, image_shape=SHAPE, unit_column="id", skip_unreadable=True)
+    assert list(left.records()) == []
 
 
 @given(st.one_of(st.integers(), st.booleans(), st.text(), st.floats(), st.none(), st.binary()))

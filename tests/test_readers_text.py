@@ -10,9 +10,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from hyperdp.errors import DataError, HyperdpError, UsageError
-from hyperdp.private.readers import open_text_dataset
+from hyperdp.private.readers import open_dataset, open_text_dataset
 from tests.text_world import TEXTS, tokenizer
 
 TOKENIZER = tokenizer()
@@ -92,6 +93,21 @@ def test_sub_folders_are_labels(tmp_path: Path):
         write_folder(tmp_path / kind, TEXTS[:2])
     found = [r.label for r in opened(tmp_path, label_column="folder").records()]
     assert found == ["ham", "ham", "spam", "spam"]
+
+
+def test_a_user_is_the_first_folder_however_deep_their_files_lie(tmp_path: Path):
+    """As in a folder of images: by the nearest one, `inbox` would be one user, of everybody."""
+    for user in ("alice", "bob"):
+        for box in ("inbox", "sent"):
+            (tmp_path / user / box / "old").mkdir(parents=True)
+            (tmp_path / user / box / "1.txt").write_text("a letter")
+            Image.new("L", (4, 4)).save(tmp_path / user / box / "old" / "1.png")
+    texts = [r.unit for r in opened(tmp_path, unit_column="folder").records()]
+    assert texts == ["alice", "alice", "bob", "bob"]
+    for letter in tmp_path.rglob("*.txt"):
+        letter.unlink()
+    read = open_dataset(tmp_path, image_shape=(1, 4, 4), unit_column="folder")
+    assert [r.unit for r in read.records()] == texts
 
 
 def test_bytes_that_are_not_utf8_are_an_error_or_left_out(tmp_path: Path):

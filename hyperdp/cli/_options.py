@@ -41,8 +41,9 @@ DatasetName = Annotated[
     str | None,
     typer.Option(
         "--dataset",
-        help="What the ledger knows the dataset by; by default its absolute path. Give it the same "
-        "name wherever it lies, or a moved copy is a new dataset with a new budget.",
+        help="What the ledger knows the dataset by: a name without /, or an absolute path; by "
+        "default its own. Give it the same name wherever it lies, or a moved copy is a new dataset "
+        "with a new budget.",
         show_default=False,
     ),
 ]

@@ -103,12 +103,16 @@ def as_text(value: object) -> str | None:
         value: a cell.
 
     Returns:
-        Its text, or None for an empty cell (None, NaN, blanks).
+        Its text, or None for an empty cell (None, NaN, blanks) and for bytes that are not UTF-8:
+        with U+FFFD in place of what they are, two users would become one.
     """
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
     if isinstance(value, float):
         if math.isnan(value):
             return None

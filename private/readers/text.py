@@ -53,7 +53,8 @@ class TextFolderRows:
 
     Args:
         path: the folder.
-        columns: `folder` as label or unit means the name of the folder that a file lies in.
+        columns: `folder` as label or unit means the first-level sub-folder that a file lies in, as
+            in a folder of images: of `alice/inbox/1.txt` it is `alice`.
 
     Raises:
         DataError: another column is asked for.
@@ -78,14 +79,15 @@ class TextFolderRows:
     def rows(self) -> Iterator[Row]:
         """Yield one row a file; what is not UTF-8 stays bytes."""
         for file in self._files:
-            folder = None if file.parent == self._path else file.parent.name
+            relative = file.relative_to(self._path)
+            folder = relative.parts[0] if len(relative.parts) > 1 else None
             raw = file.read_bytes()
             try:
                 document: object = raw.decode("utf-8-sig")
             except UnicodeDecodeError:
                 document = raw
             yield Row(
-                where=f"'{file.relative_to(self._path)}'",
+                where=f"'{relative}'",
                 image=document,
                 label=folder if self._columns.label else None,
                 unit=folder if self._columns.unit else None,
