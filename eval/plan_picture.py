@@ -24,8 +24,12 @@ def draw_plan(plan: Plan, path: Path, *, title: str, wanted: float) -> Path:
     axes = figure.add_subplot()
     epsilon = [o.epsilon for o in plan.curve]
     low, high = [o.gain_low for o in plan.curve], [o.gain_high for o in plan.curve]
-    label = f"{INTERVAL:.0%} of public tasks"
+    label = f"{INTERVAL:.0%} interval"
     axes.fill_between(epsilon, low, high, color=BAND, alpha=0.5, linewidth=0, label=label)
+    for task in range(plan.tasks):
+        gains = [o.gains[task] for o in plan.curve]
+        label = "" if task else "each public task"
+        axes.plot(epsilon, gains, color=MARK, alpha=0.35, linewidth=0.7, label=label)
     axes.plot(epsilon, [o.gain for o in plan.curve], color=MARK, linewidth=2, label="median")
     control = plan.public_mean_gain
     axes.axhline(control, color=CONTROL, linewidth=1.2, dashes=(4, 3))
@@ -62,7 +66,7 @@ def draw_plan(plan: Plan, path: Path, *, title: str, wanted: float) -> Path:
     axes.set_ylabel(f"recovered gain ({plan.quantity})")
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="best")
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path

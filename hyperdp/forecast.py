@@ -167,8 +167,7 @@ def load_forecast(folder: Path, bundle_hash: str) -> Forecast:
         raise BundleError(
             expected=f"a forecast beside the bundle, {path}",
             found="none",
-            todo="The shipped bundles have none. Make one from public tasks, which takes hours: "
-            "`hyperdp pretrain forecast BUNDLE`.",
+            todo="Make one from public tasks: `hyperdp pretrain forecast BUNDLE`, hours.",
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise BundleError(

@@ -31,6 +31,7 @@ class Outlook:
         units: n behind the mean of one class. epsilon: of the release.
         noise_std: of the mean, in the embedding's units.
         gain, gain_low, gain_high: median over public tasks, and the ends of the 80 % interval.
+        gains: of each public task, in the table's order.
         figure, figure_low, figure_high: the same of the quantity itself (FID, loss).
         beats_public_mean: share of public tasks on which ρ(z) beats ρ(public mean).
         inside: whether n and noise lie within the table; beyond it the nearest cell is told.
@@ -42,6 +43,7 @@ class Outlook:
     gain: float
     gain_low: float
     gain_high: float
+    gains: list[float]
     figure: float
     figure_low: float
     figure_high: float
@@ -52,6 +54,10 @@ class Outlook:
     def drowned(self) -> bool:
         """Whether the measurement is of no use: ρ(public mean) does as well on most tasks."""
         return self.beats_public_mean <= 0.5
+
+    def reached(self, wanted: float) -> str:
+        """On how many of the public tasks a gain is reached, as `4 of 9`."""
+        return f"{sum(gain >= wanted for gain in self.gains)} of {len(self.gains)}"
 
 
 def noise_std_of_mean(spec: MechanismSpec, budget: PrivacyBudget, units: float) -> float:
@@ -107,6 +113,7 @@ def look(
         gain=float(np.median(gains)),
         gain_low=low,
         gain_high=high,
+        gains=[float(gain) for gain in gains],
         figure=float(np.median(kept)),
         figure_low=figure_low,
         figure_high=figure_high,
@@ -127,6 +134,8 @@ class Plan:
         public_mean_gain: median gain of ρ(public mean), which needs no private data.
         smallest_epsilon: at which the median gain reaches the wanted one; None up to ε = 16.
         units_needed: smallest n that reaches it, for each ε asked for; None up to a million.
+        ceiling: with a million units of each class, at the largest ε of the curve: what ρ does of
+            a mean that is as good as exact.
     """
 
     quantity: str
@@ -136,6 +145,12 @@ class Plan:
     public_mean_gain: float
     smallest_epsilon: float | None
     units_needed: list[int | None]
+    ceiling: Outlook
+
+    @property
+    def out_of_reach(self) -> bool:
+        """Whether no ε at this n, and no n at the ε asked for, is expected to give the gain."""
+        return self.smallest_epsilon is None and not any(self.units_needed)
 
 
 def make_plan(
@@ -163,9 +178,9 @@ def make_plan(
             todo="Correct that; a guess of n is enough.",
         )
 
-    def at(epsilon: float) -> Outlook:
+    def at(epsilon: float, count: float = units) -> Outlook:
         budget = dataclasses.replace(budgets[0], epsilon=epsilon)
-        return look(table, spec=spec, budget=budget, units=units)
+        return look(table, spec=spec, budget=budget, units=count)
 
     curve = [at(epsilon) for epsilon in EPSILONS]
     reached = [o.epsilon for o in curve if o.gain >= wanted]
@@ -177,6 +192,7 @@ def make_plan(
         public_mean_gain=float(np.median(table.gain(np.array(table.public_mean)))),
         smallest_epsilon=_refine(at, min(reached), wanted) if reached else None,
         units_needed=[_units_needed(table, spec, budget, wanted) for budget in budgets],
+        ceiling=at(EPSILONS[-1], UNITS[-1] * spec.num_classes),
     )
 
 

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from hyperdp.budget import PrivacyBudget, noise_multiplier
+from hyperdp.bundle import load_bundle
 from hyperdp.cli._app import run
+from hyperdp.cli.plan import says
 from hyperdp.errors import BundleError, DataError, UsageError
 from hyperdp.eval.forecast_check import check_forecast
-from hyperdp.eval.results import Row
+from hyperdp.eval.foretold import foretell_rows
+from hyperdp.eval.results import Row, read_rows
 from hyperdp.forecast import Forecast, ForecastTable, load_forecast
 from hyperdp.mechanism import MechanismSpec
 from hyperdp.plan import look, make_plan, noise_std_of_mean, predictive_interval
@@ -89,6 +92,28 @@ def test_a_plan_names_the_epsilon_and_the_n_that_a_gain_takes() -> None:
     assert plan.public_mean_gain == pytest.approx(0.2)
 
 
+def test_a_gain_that_no_mean_gives_is_said_to_be_out_of_reach() -> None:
+    plan = make_plan(_table(), spec=SPEC, budgets=[_budget(1)], units=500, wanted=0.8)
+    assert plan.out_of_reach
+    exact = [_law(t, 2048, 1e-3) for t in range(12)]
+    assert plan.ceiling.gains == pytest.approx(exact)
+    assert plan.ceiling.reached(0.8) == f"{sum(gain >= 0.8 for gain in exact)} of 12"
+    (line,) = [s for s in says(plan, n=500, wanted=0.8, delta=1e-5) if "neither n nor" in s]
+    assert f"median is {np.median(exact):.2f}, and 3 of 12" in line
+    near = make_plan(_table(), spec=SPEC, budgets=[_budget(1)], units=500, wanted=0.5)
+    assert not near.out_of_reach
+    assert not any("neither n nor" in s for s in says(near, n=500, wanted=0.5, delta=1e-5))
+
+
+def test_the_shipped_forecast_did_as_the_docs_say() -> None:
+    """Against the private sets of `gain-curves`, which it has not seen."""
+    rows = read_rows(Path("eval/results/gain-curves.jsonl"))
+    check, _ = foretell_rows(load_bundle("glyphs"), rows)
+    assert check.quantity == "fid" and check.coverage >= 0.8
+    page = " ".join(Path("docs/benchmarks.md").read_text(encoding="utf-8").split())
+    assert check.sentence() in page
+
+
 def test_too_few_units_are_called_too_few() -> None:
     plan = make_plan(_table(), spec=SPEC, budgets=[_budget(0.2)], units=40, wanted=0.95)
     assert plan.smallest_epsilon is None and plan.outlooks[0].drowned
@@ -157,6 +182,9 @@ def test_the_command_prints_a_plan_and_draws_it(
     facts = json.loads(capsys.readouterr().out)
     assert [o["epsilon"] for o in facts["outlooks"]] == [0.2, 1.0]
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert run([*words, "--gain", "0.72"]) == 0
+    assert "n is too small for a gain of 0.72" in capsys.readouterr().out
     assert run([*words, "--gain", "0.9"]) == 0
-    assert "n is too small for a gain of 0.9" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "It is neither n nor ε that a gain of 0.9 wants" in said and "0 of 12" in said
     assert run([*words[:-1], "much"]) == 2

@@ -58,8 +58,8 @@ def plan_command(
     """Foretell the recovered gain from public validation tasks alone; nothing private is read.
 
     Recovered gain: 0 is the bundle's base model, 1 is non-private LoRA on all records.
-    Needs a forecast beside the bundle (`hyperdp pretrain forecast`, hours); the shipped ones have
-    none yet.
+    Of the shipped bundles, `glyphs` has a forecast; others need one beside them (`hyperdp pretrain
+    forecast`, hours).
 
     Example: hyperdp plan --bundle glyphs --n 500 --epsilon 0.2,1,8 -o plan.png
     """
@@ -93,14 +93,16 @@ def plan_command(
         typer.echo(json.dumps(facts | {"says": says(plan, n=n, wanted=gain, delta=delta)}))
         return
     of = "held-out loss" if plan.quantity == "loss" else plan.quantity.upper()
-    shown = Table("ε", "noise of the mean", "recovered gain", "80 % interval", of, box=None)
+    reach = f"tasks at {gain:g}"
+    shown = Table("ε", "noise", "recovered gain", "80 % interval", reach, of, box=None)
     for outlook in plan.outlooks:
         shown.add_row(
             f"{outlook.epsilon:g}",
             f"{outlook.noise_std:.2g}",
             f"{outlook.gain:.2f}",
             f"{outlook.gain_low:.2f} … {outlook.gain_high:.2f}",
-            f"{outlook.figure:.4g} ({outlook.figure_low:.4g} … {outlook.figure_high:.4g})",
+            outlook.reached(gain),
+            f"{outlook.figure:.3g} ({outlook.figure_low:.3g} … {outlook.figure_high:.3g})",
         )
     Console().print(shown)
     for line in says(plan, n=n, wanted=gain, delta=delta):
@@ -116,12 +118,18 @@ def says(plan: Plan, *, n: float, wanted: float, delta: float) -> list[str]:
         f"From {plan.tasks} held-out public tasks (gain of {of}); 1 is non-private LoRA, and "
         f"ρ(public mean), which needs no private data, reaches {plan.public_mean_gain:.2f}."
     ]
-    if plan.smallest_epsilon is not None:
+    if plan.out_of_reach:
+        lines.append(
+            f"It is neither n nor ε that a gain of {wanted:g} wants: with a mean as good as exact "
+            f"the median is {plan.ceiling.gain:.2f}, and {plan.ceiling.reached(wanted)} public "
+            "tasks reach it. What yours is like decides."
+        )
+    elif plan.smallest_epsilon is not None:
         lines.append(f"A gain of {wanted:g} is expected from ε = {plan.smallest_epsilon:.2g} on.")
     else:
         lines.append(f"n is too small for a gain of {wanted:g}: no ε up to 16 is expected to do.")
     for outlook, needed in zip(plan.outlooks, plan.units_needed, strict=True):
-        if outlook.gain < wanted:
+        if outlook.gain < wanted and not plan.out_of_reach:
             much = f"about n = {needed:,}" if needed else "more than a million units, if any"
             lines.append(f"At ε = {outlook.epsilon:g} a gain of {wanted:g} takes {much}.")
         if outlook.drowned:
