@@ -65,7 +65,11 @@ class PrivateClassifiers:
         """
         shape = (images.shape[1], images.shape[2], images.shape[3])
         config = self.config.classifier(
-            cell.method, n=len(images), image_shape=shape, classes=len(self.classes)
+            cell.method,
+            n=len(images),
+            epsilon=budget.epsilon,
+            image_shape=shape,
+            classes=len(self.classes),
         )
         start = None
         if cell.method.partition("/")[0] == FROM_PUBLIC:

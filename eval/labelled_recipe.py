@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class LabelledConfig:
         dpsgd: the other values of its `ClassifierConfig`. network: of its `NetworkConfig`.
         from_public: what `dpsgd_from_public` has otherwise: a start that is good is lost again by
             the steps and rates that a fresh one needs.
+        at: what a `method` (dpsgd or dpsgd_from_public) has otherwise at an `epsilon`, an `n`, or
+            both: a table each, of these and of values. Later ones win, and variants over all.
         variants: name → values of its method that a variant has otherwise, for tuning and ablation.
     """
 
@@ -85,17 +88,27 @@ class LabelledConfig:
     dpsgd: dict[str, Any] = field(default_factory=dict)
     from_public: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
+    at: list[dict[str, Any]] = field(default_factory=list)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         of_variants = {f"{m}/{v}" for m in VARIED for v in self.variants}
-        known = {*METHODS, *of_variants}
-        if unknown := sorted(set(self.methods) - known):
+        methods = {*METHODS, *of_variants}
+        if unknown := sorted(set(self.methods) - methods):
             raise UsageError(
-                expected=f"methods out of {', '.join(sorted(known))}",
+                expected=f"methods out of {', '.join(sorted(methods))}",
                 found=", ".join(unknown),
                 todo="Correct the recipe.",
             )
+        for entry in self.at:
+            if entry.get("method") not in ("dpsgd", FROM_PUBLIC) or not {"epsilon", "n"} & set(
+                entry
+            ):
+                raise UsageError(
+                    expected=f"`at` with a method, dpsgd or {FROM_PUBLIC}, and an epsilon or an n",
+                    found=str(entry),
+                    todo="Correct the recipe.",
+                )
         if not self.public and {m.partition("/")[0] for m in self.methods} & set(NEEDS_PUBLIC):
             raise UsageError(
                 expected="`public`, the .npz that `hyperdp pretrain digits` wrote",
@@ -113,18 +126,29 @@ class LabelledConfig:
         return {**self.lora, **(self.variants[variant] if variant else {})}
 
     def classifier(
-        self, method: str, *, n: int, image_shape: tuple[int, int, int], classes: int
+        self,
+        method: str,
+        *,
+        n: int,
+        epsilon: float,
+        image_shape: tuple[int, int, int],
+        classes: int,
     ) -> ClassifierConfig:
         """The settings of a `dpsgd…` method in a cell.
 
         Args:
             method: with its variant's name after the stroke.
             n: records of the cell; public in a benchmark.
+            epsilon: of the cell.
             image_shape: [C, H, W].
             classes: L.
         """
         name, _, variant = method.partition("/")
         changes = {**self.from_public} if name == FROM_PUBLIC else {}
+        cell = {"method": name, "epsilon": epsilon, "n": n}
+        for entry in self.at:
+            if all(entry.get(key, value) == value for key, value in cell.items()):
+                changes |= {key: value for key, value in entry.items() if key not in cell}
         changes |= self.variants[variant] if variant else {}
         network = {**self.network, **changes.pop("network", {})}
         lists = {key: tuple(value) for key, value in network.items() if isinstance(value, list)}
@@ -192,7 +216,10 @@ def read_labelled_recipe(
             if method.partition("/")[0] == DPSGD_LORA:
                 class_config(config.lora_values(method), n=max(config.n), classes=10)
             elif method.startswith("dpsgd"):
-                config.classifier(method, n=max(config.n), image_shape=(1, 28, 28), classes=10)
+                for n, epsilon in itertools.product(config.n, config.epsilon):
+                    config.classifier(
+                        method, n=n, epsilon=epsilon, image_shape=(1, 28, 28), classes=10
+                    )
     except (tomllib.TOMLDecodeError, TypeError) as error:
         raise UsageError(
             expected=f"a labelled recipe in {path}", found=str(error), todo="Correct the file."

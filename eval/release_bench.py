@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from hyperdp.bundle import Bundle
+from hyperdp.compute import one_thread
 from hyperdp.encoder import Encoder, EncoderConfig
 from hyperdp.eval.engine_rows import Figure, write_engine_rows
 from hyperdp.eval.results import Row
@@ -83,7 +84,8 @@ def throughputs(bundle: Bundle, config: ReleaseBenchConfig) -> tuple[list[float]
     bare, private = [], []
     for turn in range(config.repeats + 1):
         begin = time.process_time()
-        with torch.no_grad():
+        # On one operator thread, as `aggregate` has it: several spend CPU time on waiting.
+        with torch.no_grad(), one_thread():
             for batch in batches:
                 encoder(batch)
         middle = time.process_time()

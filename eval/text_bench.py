@@ -21,8 +21,8 @@ from hyperdp.eval.study import Progress
 from hyperdp.eval.text_recipe import TextBenchConfig
 from hyperdp.eval.text_sets import TextSet, load_text_set
 from hyperdp.eval.text_study import (
+    best_lora_weights,
     control_weights,
-    lora_weights,
     nats,
     perplexity,
     read_public,
@@ -130,9 +130,11 @@ class TextBench:
         tokens = to_tokens(self.bundle, documents)
         if cell.method in ("lora", SHARED):
             own = cell.method == "lora"
-            settings = self.config.finetune if own else self.config.shared
             records = tokens if own else self.public
-            return lora_weights(self.bundle, records, settings, seed=cell.seed, progress=progress)
+            trials = self.config.references() if own else [self.config.shared]
+            return best_lora_weights(
+                self.bundle, records, trials, seed=cell.seed, progress=progress
+            )
         budget = PrivacyBudget(epsilon=float(cell.epsilon or 0), delta=self.config.delta)
         stepped = [TextRecord(tokens=row) for row in tokens.numpy()]
         if cell.method in self.config.fits:
@@ -178,11 +180,16 @@ def open_text_bundle(name_or_path: str | Path) -> TextBundle:
     return bundle
 
 
-def row_name(bundle: TextBundle, method: str) -> str:
-    """How rows of a method name a bundle: by its hash, or by its base model's where that is all."""
+def row_name(bundle: TextBundle, method: str, config: TextBenchConfig) -> str:
+    """How rows of a method name a bundle: by its hash, or by its base model's where that is all.
+
+    A LoRA that is the best of several trials names these too: others make another reference.
+    """
     if method in BASE_ONLY:
         digest = hashlib.sha256((bundle.path / MODEL / "model.safetensors").read_bytes())
         digest.update("\n".join(bundle.config.sites).encode())  # where LoRA goes
+        if method == "lora" and config.finetune_trials:
+            digest.update(repr(config.references()).encode())
         return f"{bundle.name} {MODEL} {digest.hexdigest()[:12]}"
     return f"{bundle.name} {bundle.hash[:12]}"
 
@@ -219,9 +226,14 @@ def run_text_bench(
             bench.found[row.private_set][row.method] = row.value
     cells = [c for c in text_cells(config, sizes) if methods is None or c.method in methods]
     measure_cells(
-        filter(chosen.keeps, cells), path, bench=config.bench, delta=config.delta,
-        base=lambda cell: row_name(bundle, cell.method), figures=bench.figures, on_cell=on_cell,
-    )  # fmt: skip
+        filter(chosen.keeps, cells),
+        path,
+        bench=config.bench,
+        delta=config.delta,
+        base=lambda cell: row_name(bundle, cell.method, config),
+        figures=bench.figures,
+        on_cell=on_cell,
+    )
     return stored_text_rows(config, path, bundle)
 
 
@@ -232,7 +244,7 @@ def stored_text_rows(config: TextBenchConfig, path: Path, bundle: TextBundle) ->
         for row in read_rows(path)
         if row.bench == config.bench
         and row.private_set in config.private_sets
-        and row.base == row_name(bundle, row.method)
+        and row.base == row_name(bundle, row.method, config)
     ]
 
 

@@ -33,6 +33,8 @@ class TextBenchConfig:
         epsilon: budgets. delta: of every budget.
         seeds: of draws of documents; the noise of a release has none.
         finetune: of the non-private LoRA, on the whole pool.
+        finetune_trials: what else is tried for it, each a table of other values; see
+            `hyperdp.eval.text_study.best_lora_weights`.
         fits: settings of step-trained rivals by method: a learner's name, or `NAME/VARIANT` where
             several are compared. Their public size is n, cell by cell.
         hybrids: the same of a release and steps from its adapter: `hybrid_dpsgd`, `hybrid_prism`,
@@ -55,6 +57,7 @@ class TextBenchConfig:
     delta: float
     seeds: list[int]
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    finetune_trials: list[dict[str, Any]] = field(default_factory=list)
     fits: dict[str, FitConfig] = field(default_factory=dict)
     hybrids: dict[str, HybridConfig] = field(default_factory=dict)
     public: str = ""
@@ -63,6 +66,10 @@ class TextBenchConfig:
     canaries: int = 0
     repeats: int = 1
     candidates: int = 4095
+
+    def references(self) -> list[FinetuneConfig]:
+        """Every setting of the non-private LoRA that is tried."""
+        return [self.finetune, *(replace(self.finetune, **other) for other in self.finetune_trials)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +191,7 @@ def read_text_recipe(path: Path, private_sets: list[str] | None = None) -> TextB
             for name, given in values.pop("hybrids", {}).items()
         }
         config = TextBenchConfig(**tables, fits=fits, hybrids=hybrids, **values)
+        config.references()  # so that a bad value is found before the first cell
     except TypeError as error:
         raise UsageError(
             expected=f"the keys of a text recipe in {path}",

@@ -10,14 +10,15 @@ from hyperdp.errors import DataError
 from hyperdp.pretrain.corpus import Corpus
 from hyperdp.pretrain.readable import readable
 from hyperdp.pretrain.rows import records
+from hyperdp.pretrain.style import Style
 
 FEWEST_READABLE = 24
 
 
 def draw_digits(
-    corpus: Corpus, split: int, count: int, rng: torch.Generator
+    corpus: Corpus, split: int, count: int, rng: torch.Generator, *, style: Style | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draws digits, every one as often as the others, each in a face and a style of its own.
+    """Draws digits, every one as often as the others, each in a face of its own.
 
     Of faces whose digits are readable, where there are enough: a control made of ornaments would be
     a weak one.
@@ -27,6 +28,7 @@ def draw_digits(
         split: 0 training faces, 1 faces held out.
         count: N.
         rng: CPU generator.
+        style: of all of them, fields [1]; each has a style of its own when None.
 
     Returns:
         float32 [N, 1, 28, 28] in [-1, 1] and the digit each shows, int64 [N], in random order.
@@ -54,5 +56,5 @@ def draw_digits(
             found = found[clear[found]]
         mine = (labels == digit).numpy()
         rows[mine] = found[torch.randint(len(found), (int(mine.sum()),), generator=rng).numpy()]
-    parts = [records(corpus, part, rng) for part in np.array_split(rows, -(-count // 500))]
+    parts = [records(corpus, part, rng, style) for part in np.array_split(rows, -(-count // 500))]
     return torch.cat(parts), labels

@@ -8,14 +8,27 @@ import torch
 from torch import Tensor
 
 from hyperdp.pretrain.corpus import Corpus
-from hyperdp.pretrain.style import draw, draw_style
+from hyperdp.pretrain.style import Style, draw, draw_style
 
 
-def records(corpus: Corpus, rows: npt.NDArray[np.int64], rng: torch.Generator) -> Tensor:
-    """Draws the glyphs at `rows`, each in a style of its own: float32 [N, 1, 28, 28]."""
+def records(
+    corpus: Corpus, rows: npt.NDArray[np.int64], rng: torch.Generator, style: Style | None = None
+) -> Tensor:
+    """Draws the glyphs at `rows`: float32 [N, 1, 28, 28].
+
+    Args:
+        corpus: the public corpus.
+        rows: of it.
+        rng: CPU generator.
+        style: of all of them, fields [1]; each has a style of its own when None.
+    """
     ink = torch.from_numpy(np.ascontiguousarray(corpus.ink[rows]))
     skeleton = torch.from_numpy(np.ascontiguousarray(corpus.skeleton[rows]))
-    return draw(ink, skeleton, draw_style(len(rows), rng), rng)
+    if style is None:
+        style = draw_style(len(rows), rng)
+    else:
+        style = style.row(torch.zeros(len(rows), dtype=torch.int64))
+    return draw(ink, skeleton, style, rng)
 
 
 class RowSampler:

@@ -60,19 +60,25 @@ def embed_batch(
     Returns:
         float32 [b, k], un-noised and private.
     """
+    return _embed(encoder.eval(), records, batch_size)
+
+
+def _embed(encoder: nn.Module, records: NDArray[Any], batch_size: int) -> NDArray[np.float32]:
+    """`embed_batch` by an encoder that is in eval mode: to say so again takes time."""
     # Allocated by torch, which aligns it: where numpy's memory begins depends on what came before,
     # and a kernel that takes another path for it would round this record accordingly.
-    shape = (batch_size, *records.shape[1:])
+    shape, count = (batch_size, *records.shape[1:]), len(records)
     if records.dtype == np.int64:
-        padded = torch.full(shape, PAD, dtype=torch.int64)
-        padded.numpy()[: len(records)] = records
+        padded = torch.empty(shape, dtype=torch.int64)
+        padded.numpy()[:count] = records
+        padded[count:] = PAD
     else:
-        padded = torch.zeros(shape, dtype=torch.float32)
-        np.clip(records, -1, 1, out=padded.numpy()[: len(records)])  # a NaN stays one
-    encoder.eval()
+        padded = torch.empty(shape, dtype=torch.float32)
+        np.clip(records, -1, 1, out=padded.numpy()[:count])  # a NaN stays one
+        padded[count:] = 0
     with torch.no_grad(), one_thread():
         embeddings = encoder(padded.to(device_of(encoder)))  # [B, k]
-    result: NDArray[np.float32] = embeddings.float().cpu().numpy()[: len(records)]
+    result: NDArray[np.float32] = embeddings.float().cpu().numpy()[:count]
     return result
 
 
@@ -84,9 +90,10 @@ def embedding_here(encoder: nn.Module, *, batch_size: int = BATCH_SIZE) -> Itera
         encoder: as for `embed_batch`.
         batch_size: B, likewise.
     """
+    encoder.eval()
 
     def one(values: Batch) -> NDArray[np.float32]:
-        return embed_batch(encoder, values, batch_size=batch_size)
+        return _embed(encoder, values, batch_size)
 
     # Held at one from outside, or a thread that ends a batch would set another's number back.
     with one_thread() as count:

@@ -17,6 +17,7 @@ from hyperdp.eval.world import load_set
 from hyperdp.library import Library
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.corpus_sample import open_sample
+from hyperdp.pretrain.style import Style
 from hyperdp.pretrain.text_corpus import open_text_sample
 from hyperdp.private.readers import open_dataset
 from hyperdp.text_bundle import load_text_bundle
@@ -110,9 +111,11 @@ def test_both_stages_of_text_are_trained_by_the_command_line(tmp_path: Path):
 
 def test_digits_to_tune_on_are_of_faces_that_the_public_ones_are_not(monkeypatch, tmp_path: Path):
     splits: list[int] = []
+    styles: list[Style | None] = []
 
-    def drawn(corpus, split, count, rng):
+    def drawn(corpus, split, count, rng, *, style):
         splits.append(split)
+        styles.append(style)
         return torch.zeros(count, 1, 28, 28), torch.arange(count) % 10
 
     monkeypatch.setattr(corpus_module, "open_corpus", open_sample)
@@ -121,7 +124,11 @@ def test_digits_to_tune_on_are_of_faces_that_the_public_ones_are_not(monkeypatch
     for more, pool in (([], 0), (["--other-faces"], 1)):
         result = CliRunner().invoke(app, [*words, *more])
         assert result.exit_code == 0, result.output
-        assert splits == [pool, 1]
+        assert splits == [pool, 1] and styles == [None, None]
         splits.clear()
+        styles.clear()
+    result = CliRunner().invoke(app, [*words, "--other-faces", "--one-style"])
+    assert result.exit_code == 0, result.output
+    assert styles[0] is styles[1] is not None  # what is held out is of the same source
     data = load_set(str(tmp_path / "digits.npz"))
     assert (len(data.pool), len(data.reference)) == (30, 20)

@@ -22,6 +22,7 @@ from hyperdp.eval.study import SamplingConfig, release_once
 from hyperdp.eval.world import load_set
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.digits import draw_digits
+from hyperdp.pretrain.style import plain_style
 from hyperdp.private.classifier.training import Speed
 from hyperdp.private.emit import adapter_weights
 from hyperdp.private.reweight import ReweightConfig
@@ -89,7 +90,7 @@ def test_cells_vary_with_what_a_method_depends_on_and_no_more(config):
 
 
 def test_a_variant_changes_its_own_values_alone(config):
-    shape = {"n": 200, "image_shape": (1, 28, 28), "classes": 10}
+    shape = {"n": 200, "epsilon": 1.0, "image_shape": (1, 28, 28), "classes": 10}
     plain, bare = config.classifier("dpsgd", **shape), config.classifier("dpsgd/bare", **shape)
     assert plain.batch_size == 50
     assert plain.network.group_norm
@@ -106,6 +107,31 @@ def test_a_variant_changes_its_own_values_alone(config):
         replace(config, methods=["magic"])
     with pytest.raises(UsageError, match="pretrain digits"):
         replace(config, public="")
+
+
+def test_a_cell_may_have_settings_of_its_own(config):
+    shape = {"image_shape": (1, 28, 28), "classes": 10}
+    given = replace(
+        config,
+        at=[
+            {"method": "dpsgd", "epsilon": 8.0, "lr": 4.0},
+            {"method": "dpsgd", "epsilon": 8.0, "n": 100, "lr": 2.0, "steps": 7},
+            {"method": "dpsgd_from_public", "n": 100, "lr": 0.5},
+        ],
+    )
+
+    def of(method, n, epsilon):
+        return given.classifier(method, n=n, epsilon=epsilon, **shape)
+
+    plain = config.classifier("dpsgd", n=200, epsilon=1.0, **shape)
+    assert of("dpsgd", 200, 1.0) == plain
+    assert of("dpsgd", 200, 8.0) == replace(plain, lr=4.0)
+    small = config.classifier("dpsgd", n=100, epsilon=1.0, **shape)
+    assert of("dpsgd", 100, 8.0) == replace(small, lr=2.0, steps=7)
+    assert of("dpsgd_from_public", 100, 8.0) == replace(small, lr=0.5)
+    for wrong in ({"method": "hyper", "n": 1}, {"method": "dpsgd", "lr": 1.0}):
+        with pytest.raises(UsageError, match="epsilon or an n"):
+            replace(config, at=[wrong])
 
 
 def test_a_killed_run_goes_on_and_every_method_is_measured(config, tmp_path, monkeypatch):
@@ -326,6 +352,14 @@ def test_public_digits_are_balanced_and_shown_as_labelled():
     more, truth = draw_digits(corpus, 0, 300, torch.Generator().manual_seed(1))
     nearest = torch.cdist(more.flatten(1), means.flatten(1)).argmin(1)
     assert (nearest == truth).float().mean() > 0.4  # chance is 0.1
+    thin, thick = (
+        replace(plain_style(1), pen=torch.ones(1), width_mean=torch.full((1,), width))
+        for width in (2.2, 7.0)
+    )
+    for style, share in ((thin, 0.0), (thick, 1.0)):
+        own, _ = draw_digits(corpus, 0, 60, torch.Generator().manual_seed(2), style=style)
+        lighter = own.mean((1, 2, 3)) > images.mean()
+        assert abs(float(lighter.float().mean()) - share) < 0.25
     nameless = replace(corpus, names={**corpus.names, "char": ["?"] * len(corpus.names["char"])})
     with pytest.raises(DataError, match="digit 0"):
         draw_digits(nameless, 0, 10, torch.Generator())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,15 @@ from hyperdp.eval.results import read_rows
 from hyperdp.eval.rivals import fit_records
 from hyperdp.eval.text_recipe import RECIPES, read_text_recipe, text_recipe_path
 from hyperdp.eval.text_sets import TextSet, load_text_set, split_documents
-from hyperdp.eval.text_study import nats, recovered, release_documents, to_tokens
+from hyperdp.eval.text_study import (
+    best_lora_weights,
+    lora_weights,
+    nats,
+    recovered,
+    release_documents,
+    to_tokens,
+)
+from hyperdp.private.finetune import FinetuneConfig
 from hyperdp.text_bundle import TextBundle
 from tests.text_world import TEXTS, text_bundle
 from tests.worlds import tiny_bundle
@@ -119,6 +128,28 @@ def test_nats_are_those_of_all_tokens_together(bundle: TextBundle):
         total, count = total + float(loss) * (ids.shape[1] - 1), count + ids.shape[1] - 1
     assert nats(bundle, {}, tokens) == pytest.approx(total / count, rel=1e-5)
     assert recovered({"base": 4.0, "lora": 2.0, "hyper": 3.5}, "hyper") == 0.25
+
+
+def test_the_reference_is_the_lora_that_unread_documents_speak_for(bundle: TextBundle):
+    tokens = to_tokens(bundle, TEXTS * 4)
+    idle, good, wild = (
+        FinetuneConfig(rank=2, steps=8, batch_size=4, lr=lr, bf16=False)
+        for lr in (1e-9, 3e-3, 50.0)
+    )
+    own = lora_weights(bundle, tokens, good, seed=3)
+    for trials in ([idle, good, wild], [wild, good, idle], [good]):
+        found = best_lora_weights(bundle, tokens, trials, seed=3)
+        for site, pair in own.items():
+            assert all(torch.equal(a, b) for a, b in zip(found[site], pair, strict=True))
+
+
+def test_another_search_for_the_reference_is_another_reference(bundle: TextBundle, tmp_path: Path):
+    config = read_text_recipe(recipe(tmp_path, bundle))
+    more = replace(config, finetune_trials=[{"steps": 3}, {"lr": 1e-4}])
+    assert [c.steps for c in more.references()] == [config.finetune.steps, 3, config.finetune.steps]
+    names = [text_bench.row_name(bundle, "lora", c) for c in (config, more)]
+    assert len(set(names)) == 2
+    assert text_bench.row_name(bundle, "base", more) == text_bench.row_name(bundle, "base", config)
 
 
 def test_the_bench_measures_every_cell_once_and_goes_on_where_it_was(

@@ -29,7 +29,9 @@ class Attack:
         auc: area under the ROC curve; 0.5 is a coin.
         tpr: share of members found at `fpr` false positives: the highest that no more than this
             share of others reaches.
-        tpr_high: upper end of its 95 % Clopper-Pearson interval (one-sided).
+        tpr_high: upper end of its 95 % Clopper-Pearson interval (one-sided) at the threshold that
+            these others gave. How well they place it is not in it: with few others `tpr` is too
+            high on average, and what `tpr_high` covers falls below 95 %.
         fpr: the rate of false positives that was asked for.
         members, others: scores on either side. Below 1 / fpr others, `tpr` is that of an attack
             without a single false alarm.

@@ -166,6 +166,13 @@ def digits_command(
         bool,
         typer.Option("--other-faces", help="Train on faces held out too: a task to tune on."),
     ] = False,
+    one_style: Annotated[
+        bool,
+        typer.Option(
+            "--one-style",
+            help="All in one style, as one source has it: a task unlike the public digits.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
 ) -> None:
     """Draw labelled digits in open fonts: the public control of `hyperdp labelled`.
@@ -176,6 +183,8 @@ def digits_command(
     Example: hyperdp pretrain digits -o runs/digits.npz
 
     Example: hyperdp pretrain digits --other-faces -n 2000 -o runs/digits-other.npz
+
+    Example: hyperdp pretrain digits --other-faces --one-style -n 2000 -o runs/digits-style.npz
     """
     import numpy as np
     import torch
@@ -183,11 +192,13 @@ def digits_command(
     from hyperdp.images import to_uint8
     from hyperdp.pretrain.corpus import open_corpus
     from hyperdp.pretrain.digits import draw_digits
+    from hyperdp.pretrain.style import draw_style
 
     corpus, rng = open_corpus(), torch.Generator().manual_seed(seed)
+    style = draw_style(1, rng, plain=0.0) if one_style else None
     arrays: dict[str, Any] = {}
     for name, split, size in (("pool", int(other_faces), count), ("reference", 1, held_out)):
-        images, labels = draw_digits(corpus, split, size, rng)
+        images, labels = draw_digits(corpus, split, size, rng, style=style)
         arrays[name] = to_uint8(images).transpose(0, 3, 1, 2)
         arrays[f"{name}_labels"] = labels.numpy()
     out.parent.mkdir(parents=True, exist_ok=True)
