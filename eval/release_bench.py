@@ -82,18 +82,19 @@ def throughputs(bundle: Bundle, config: ReleaseBenchConfig) -> tuple[list[float]
     spec = _spec(bundle.config.embed_dim, bundle.config.clip_norm)
     encoder = bundle.encoder.eval()
     bare, private = [], []
-    for turn in range(config.repeats + 1):
-        begin = time.process_time()
-        # On one operator thread, as `aggregate` has it: several spend CPU time on waiting.
-        with torch.no_grad(), one_thread():
+    # Both on one thread: operator threads spend CPU time on waiting, and two that share a core slow
+    # each other down, so that another number for either would measure that.
+    with one_thread(), torch.no_grad():
+        for turn in range(config.repeats + 1):
+            begin = time.process_time()
             for batch in batches:
                 encoder(batch)
-        middle = time.process_time()
-        aggregate(records, bundle=bundle, spec=spec, unit="record", classes=[])
-        end = time.process_time()
-        if turn:
-            bare.append(config.records / (middle - begin))
-            private.append(config.records / (end - middle))
+            middle = time.process_time()
+            aggregate(records, bundle=bundle, spec=spec, unit="record", classes=[])
+            end = time.process_time()
+            if turn:
+                bare.append(config.records / (middle - begin))
+                private.append(config.records / (end - middle))
     return bare, private
 
 
