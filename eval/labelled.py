@@ -212,13 +212,8 @@ def cell_base(config: LabelledConfig, cell: Cell, named: Callable[[], str]) -> s
         values |= {"sampling": dataclasses.asdict(config.sampling)}
         return f"{bundle}-{_digest(values)}"
     if cell.method.startswith("dpsgd"):
-        made = config.classifier(
-            cell.method,
-            n=cell.n or 1,
-            epsilon=cell.epsilon or 0.0,
-            image_shape=(1, 28, 28),
-            classes=10,
-        )
+        made = config.classifier(cell.method, n=cell.n or 1, epsilon=cell.epsilon or 0.0,
+                                 image_shape=(1, 28, 28), classes=10)  # fmt: skip
         values = dataclasses.asdict(made)
     return f"{'wrn' if cell.method.startswith('dpsgd') else 'cnn'}-{_digest(values)}"
 

@@ -31,7 +31,6 @@ from hyperdp.private.records import Record
 from hyperdp.private.workers import Workers
 
 BENCH = "release"
-LEAST_THROUGHPUT, MOST_GROWTH = 0.95, 1.05
 _SMALL = (1, 8, 8)
 
 
