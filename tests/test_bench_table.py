@@ -58,6 +58,7 @@ LABELLED = {
     "tune-classifier",
     "tune-classifier-eps1",
     "tune-from-public",
+    "tune-by-budget",
     "labelled-fashion",
 }
 
