@@ -10,10 +10,13 @@ and config folder together cannot be noticed.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import secrets
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import FileIO
@@ -107,6 +110,13 @@ class OpenChain:
         if seq != len(self.entries) + 1 or self._seal(text.encode()) != seal:
             raise damaged(self._path, f"entry {len(self.entries) + 1} does not match its seal")
         return Entry(**json.loads(text), seal=seal)
+
+    @contextmanager
+    def anchor_locked(self) -> Iterator[None]:
+        """Keep whoever writes in a copy of this log from moving the anchor meanwhile."""
+        with self._anchor.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def check_anchor(self, digest: str) -> None:
         """Refuse a log that is older than its anchor, or whose file's bytes are others.

@@ -93,6 +93,11 @@ def sign(message: bytes) -> tuple[str, str]:
     return key.public_key().public_bytes_raw().hex(), key.sign(message).hex()
 
 
+def public_key() -> str:
+    """The key that this account's signatures are checked with, ed25519 in hex."""
+    return sign(b"")[0]
+
+
 def signature_holds(message: bytes, *, public_key: str, signature: str) -> bool:
     """Whether an ed25519 signature is right, and written in lower-case hex as `sign` writes it."""
     try:
@@ -191,6 +196,41 @@ def known_name(dataset: str) -> str | None:
     """
     path = config_dir() / "names" / dataset
     return path.read_bytes().decode("utf-8", "replace") if path.is_file() else None
+
+
+def spent_paths() -> list[Path]:
+    """Every path by which a dataset is known that something was reserved for; makes no key."""
+    folder = config_dir() / "names"
+    names = folder.iterdir() if folder.is_dir() else ()
+    found = [
+        Path(os.fsdecode(name.read_bytes()))
+        for name in names
+        if (config_dir() / "datasets" / name.name).is_file()
+    ]
+    return sorted(path for path in found if path.is_absolute())
+
+
+def note_step(run: str, step: int) -> None:
+    """Note, durably, that a run has kept its state after a step.
+
+    Args:
+        run: its random id, hex.
+        step: how many were taken.
+    """
+    folder = config_dir() / "runs"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    write_durably(folder / run, str(step).encode())
+
+
+def noted_step(run: str) -> int:
+    """The last step that was noted of a run; -1 where none was."""
+    path = config_dir() / "runs" / run
+    return int(path.read_bytes()) if path.is_file() else -1
+
+
+def forget_run(run: str) -> None:
+    """Take away what was noted of a run that is over."""
+    (config_dir() / "runs" / run).unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

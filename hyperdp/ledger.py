@@ -124,11 +124,13 @@ class Ledger(SealedLog):
             The right to one release.
 
         Raises:
-            BudgetRefusedError: the cap would be exceeded, or the dataset is another ledger's.
+            BudgetRefusedError: the cap would be exceeded, the dataset is another ledger's, or its
+                path lies in another dataset's or holds one.
             UsageError: adjacency or unit differ from the dataset's, or the event costs more than
                 the budget declares.
         """
         accounting.check_declared(event, budget, delta_discretisation)
+        _refuse_overlap(dataset)
         name = keys.dataset_fingerprint(dataset)
         keys.remember_name(name, dataset)
         body = {
@@ -170,6 +172,27 @@ class Ledger(SealedLog):
         if cap.unit != "record":
             words += ["--unit", cap.unit]
         return shlex.join(words)
+
+
+def _refuse_overlap(dataset: str) -> None:
+    """Refuse a path in, or over, one that has a budget of its own: they share records.
+
+    Raises:
+        BudgetRefusedError: it is such a path.
+    """
+    path = Path(dataset.strip())
+    if not path.is_absolute():
+        return
+    path = path.resolve()
+    for other in keys.spent_paths():
+        if other in path.parents or path in other.parents:
+            where = "in" if other in path.parents else "over"
+            raise BudgetRefusedError(
+                expected="a dataset that shares no record with another one's budget",
+                found=f"a path {where} {other}, which has spent a budget of its own",
+                todo=f"Charge it to that dataset (--dataset {shlex.quote(str(other))}); or, where "
+                "they share no unit, give this one a name of its own (--dataset NAME).",
+            )
 
 
 def ledger_file(dataset: str) -> Path | None:

@@ -56,12 +56,14 @@ class SealedLog:
                     create(connection)
                     keys.sync_folder(self.path.parent)
                 chain = OpenChain(self.path, connection, lock)
-                chain.check_anchor(digest)
-                if not chain.entries:
-                    chain.write_anchor()
-                connection.execute("BEGIN IMMEDIATE")
-                yield chain
-                connection.execute("ROLLBACK")
+                # A copy has the same anchor and another lock: two would both be the last.
+                with chain.anchor_locked():
+                    chain.check_anchor(digest)
+                    if not chain.entries:
+                        chain.write_anchor()
+                    connection.execute("BEGIN IMMEDIATE")
+                    yield chain
+                    connection.execute("ROLLBACK")
 
     @contextmanager
     def look(self) -> Iterator[OpenChain]:

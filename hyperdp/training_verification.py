@@ -17,6 +17,7 @@ from hyperdp.statement import Claim, failed
 from hyperdp.subsampled import subsampled_epsilon
 from hyperdp.training_certificate import ADAPTER_FILES, SteppedStatement, TrainingCertificate
 
+MOST_DELTA = 0.5  # of a certificate: beyond it, nothing is promised
 _PLD_TOLERANCE = 1e-6  # what the ledger allows as well
 _FOURIER_TOLERANCE = 1e-3  # in ε below 1, relative above: the grid's rounding
 
@@ -98,8 +99,9 @@ def check_steps(c: SteppedStatement) -> list[Claim]:
     PrivacyBudget(epsilon=c.epsilon, delta=c.delta, adjacency=c.adjacency, unit=c.unit)  # type: ignore[arg-type]
     q, sigma = c.sampling_probability, c.noise_multiplier
     # Bounds that keep what follows within time and memory, whoever wrote the certificate.
-    if not (0.05 <= sigma <= 1e4 and 1 <= c.steps <= 10**6 and 1e-30 <= c.delta <= 0.5):
-        raise failed("0.05 <= noise multiplier <= 10^4, 1 <= steps <= 10^6", "other numbers")
+    if not (0.05 <= sigma <= 1e4 and 1 <= c.steps <= 10**6 and 1e-30 <= c.delta <= MOST_DELTA):
+        bounds = "0.05 <= noise multiplier <= 10^4, 1 <= steps <= 10^6, 1e-30 <= delta <= 1/2"
+        raise failed(bounds, "other numbers")
     if not (1 <= c.expected_batch <= c.size and 0 < c.clip_norm < math.inf):
         raise failed("1 <= expected batch <= size, 0 < clip norm", "other numbers")
     event = {

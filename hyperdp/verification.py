@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,18 +13,24 @@ import opendp.prelude as dp
 
 from hyperdp import accounting, keys
 from hyperdp.budget import PrivacyBudget
-from hyperdp.certificate import CERTIFICATE_FILE, Certificate, read_release
-from hyperdp.classifier_certificate import ClassifierCertificate, check_classifier
+from hyperdp.certificate import CERTIFICATE_FILE, RELEASE_FILE, Certificate, read_release
+from hyperdp.classifier_certificate import (
+    CLASSIFIER_FILES,
+    ClassifierCertificate,
+    check_classifier,
+)
 from hyperdp.errors import HyperdpError, VerificationError
 from hyperdp.mechanism import discretisation_delta
+from hyperdp.own_statement import certificate_digest, check_reservation
 from hyperdp.statement import SIGNATURE_FIELDS, Claim, failed, format_of
-from hyperdp.training_certificate import TrainingCertificate
+from hyperdp.training_certificate import ADAPTER_FILES, TrainingCertificate
 from hyperdp.training_verification import check_training
-from hyperdp.vote_certificate import VoteCertificate, check_votes
+from hyperdp.vote_certificate import IMAGES_FILE, VoteCertificate, check_votes
 
 Signed: TypeAlias = Certificate | TrainingCertificate | VoteCertificate | ClassifierCertificate
 """The certificate of a release, of a fit, of votes, or of a classifier."""
 
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".onnx"}
 _PLD_TOLERANCE = 1e-6  # up to ε = 16; beyond, the intervals and their error grow
 
 
@@ -60,17 +66,37 @@ def verify(
     return claims
 
 
+def _refuse_others(folder: Path, covered: Sequence[str]) -> None:
+    """Refuse weights beside or below a certificate that says nothing of them: nobody vouches.
+
+    Raises:
+        VerificationError: there are such files.
+    """
+    others = sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if (path.suffix.lower() in _WEIGHTS or path.name.startswith("adapter_"))
+        and not (path.parent == folder and path.name in covered)
+    )
+    if others:
+        raise failed(f"no weights but {', '.join(covered)}", ", ".join(others[:3]))
+
+
 def _claims(folder: Path) -> tuple[Signed, list[Claim]]:
     """The claims of what the certificate says it is about; of a release where it does not say."""
     path = folder / CERTIFICATE_FILE
     statement = path.read_bytes() if path.is_file() else b""
     if format_of(statement) == TrainingCertificate.FORMAT:
+        _refuse_others(folder, ADAPTER_FILES)
         return check_training(folder, statement)
     if format_of(statement) == VoteCertificate.FORMAT:
+        _refuse_others(folder, (IMAGES_FILE,))
         return check_votes(folder, statement)
     if format_of(statement) == ClassifierCertificate.FORMAT:
+        _refuse_others(folder, CLASSIFIER_FILES)
         return check_classifier(folder, statement)
     c, _, _ = read_release(folder)
+    _refuse_others(folder, (RELEASE_FILE,))
     claims = [
         Claim(name="signature (ed25519)", claimed=c.public_key, recomputed="holds"),
         Claim(name="release.safetensors (SHA-256)", claimed=c.release_sha256, recomputed="equal"),
@@ -136,21 +162,10 @@ def check_entry(c: Signed, ledger: Path) -> None:
     entries = ledger_entries(ledger, public_key=c.public_key)
     if not 1 <= c.ledger_seq <= len(entries):
         raise failed(f"entry {c.ledger_seq} in the ledger", f"{len(entries)} entries")
-    entry, body = entries[c.ledger_seq - 1], entries[c.ledger_seq - 1].get("body")
-    wanted = {
-        "seal": c.ledger_seal,
-        "kind": "reserve",
-        "dataset": c.dataset,
-        **{name: getattr(c, name) for name in ("epsilon", "delta", "adjacency", "unit", "event")},
-        **{name: getattr(c, name) for name in ("bundle_hash", "delta_discretisation", "ledger_id")},
-    }
-    found = {**body, **entry} if isinstance(body, dict) else entry
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise failed(f"the ledger entry to have {name}={value}", str(found.get(name)))
+    check_reservation(c, entries[c.ledger_seq - 1])
     if isinstance(c, TrainingCertificate) and c.start_certificate:
         _check_start(c, entries)
-    digest = hashlib.sha256(c.to_bytes()).hexdigest()
+    digest = certificate_digest(c)
     commits = [
         e["body"] for e in entries
         if e["kind"] == "commit" and e["body"].get("reservation") == c.ledger_seal
@@ -161,17 +176,22 @@ def check_entry(c: Signed, ledger: Path) -> None:
 
 
 def _check_start(c: TrainingCertificate, entries: list[dict[str, Any]]) -> None:
-    """Hold what a fit says of the release that it started from to that release's own entry."""
+    """Hold what a fit says of the release that it started from to that release's own entry.
+
+    One of the same dataset was committed before the fit began, or no fit would have started there.
+    """
     seals = {
         e["body"].get("reservation") for e in entries
         if e["kind"] == "commit" and e["body"].get("certificate_sha256") == c.start_certificate
     }  # fmt: skip
     claimed = {"event": c.start_event, "delta_discretisation": c.start_delta_discretisation}
-    for entry in entries:
-        if entry["seal"] in seals and entry["dataset"] == c.dataset:
-            found = {name: entry["body"].get(name) for name in claimed}
-            if found != claimed:
-                raise failed(f"the start that the ledger knows, {found}", f"{claimed}")
+    known = [e["body"] for e in entries if e["seal"] in seals and e["dataset"] == c.dataset]
+    if c.start_event and not known:
+        raise failed("a start that the ledger has committed", "one that it does not know")
+    for body in known:
+        found = {name: body.get(name) for name in claimed}
+        if found != claimed:
+            raise failed(f"the start that the ledger knows, {found}", f"{claimed}")
 
 
 def ledger_entries(path: Path, *, public_key: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from hyperdp.budget import Unit
-from hyperdp.errors import BundleError, DataError, HyperdpError, UsageError
+from hyperdp.errors import BundleError, DataError, HyperdpError
 from hyperdp.mechanism import STEPS_PER_UNIT, ClippedSum, MechanismSpec
 from hyperdp.private.embed import (
     BATCH_SIZE,
@@ -31,30 +31,6 @@ from hyperdp.private.records import AnyRecord
 from hyperdp.private.release_bundle import ReleaseBundle
 
 _EMBEDDING_LIMIT = 2.0**14  # keeps the int64 sum of one user's 2^24 records exact
-MAX_CLASS_NAME = 200  # characters; a certificate must stay small enough to be read
-
-
-def check_classes(classes: Sequence[str] | None) -> list[str]:
-    """The class names as a list, [] for an unlabelled release.
-
-    Raises:
-        UsageError: fewer than two, a repeated one, one that is not text or is too long for a
-            certificate, or one text in place of a list.
-    """
-    names = [] if classes is None else list(classes)
-    if not all(isinstance(name, str) and 0 < len(name) <= MAX_CLASS_NAME for name in names):
-        raise UsageError(
-            expected=f"class names that are texts of 1 to {MAX_CLASS_NAME} characters",
-            found="another kind of name, an empty or a longer one",
-            todo="Name the classes by short texts, for example str(label).",
-        )
-    if classes is not None and (isinstance(classes, str) or not 2 <= len(set(names)) == len(names)):
-        raise UsageError(
-            expected="at least two different class names, known without looking at the data",
-            found=f"classes={classes!r}",
-            todo="List every class that can occur, or leave classes out.",
-        )
-    return names
 
 
 class Aggregator(Protocol):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -118,7 +119,7 @@ def emit_adapter(
         )
     weights = (read or adapter_weights)(bundle, loaded.mean(), loaded.mean_noise_std())
     classes = loaded.classes
-    folders = [folder] if classes is None else [folder / class_folder(name) for name in classes]
+    folders = [folder] if classes is None else [folder / name for name in class_folders(classes)]
     family = FAMILIES.get(bundle.config.family)  # none of a language model, which has no pipeline
     part = "" if family is None else family.lora_part
     for group, target in enumerate(folders):
@@ -143,6 +144,15 @@ def check_bundle(release: Release, bundle: Bundle | TextBundle) -> None:
         )
 
 
-def class_folder(name: str) -> str:
-    """A folder name for a class: `_` for what is no letter, digit, dot, dash or underscore."""
-    return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"
+def class_folders(names: Sequence[str]) -> list[str]:
+    """A folder name for each class: `_` for what is no letter, digit, dot, dash or underscore.
+
+    Names that come to the same, as on a disk that tells no capitals, are told by their places.
+    """
+    plain = [re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_" for name in names]
+    often = Counter(name.casefold() for name in plain)
+    found = [
+        name if often[name.casefold()] == 1 else f"{name}-{place}"
+        for place, name in enumerate(plain)
+    ]
+    return found if found == plain else class_folders(found)

@@ -13,7 +13,8 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.certificate import CERTIFICATE_FILE, RELEASE_FILE, Certificate
 from hyperdp.ledger import Ledger
 from hyperdp.mechanism import MechanismSpec, add_noise
-from hyperdp.private.aggregate import Aggregator, aggregate, check_classes
+from hyperdp.private.aggregate import Aggregator, aggregate
+from hyperdp.private.class_names import check_classes
 from hyperdp.private.embed import check_independence, weights_hash
 from hyperdp.private.records import AnyRecord
 from hyperdp.private.release_bundle import ReleaseBundle

@@ -23,7 +23,8 @@ from torch import distributed
 from hyperdp.budget import PrivacyBudget, Unit
 from hyperdp.errors import BundleError, HyperdpError
 from hyperdp.mechanism import ClippedSum, MechanismSpec
-from hyperdp.private.aggregate import aggregate, check_classes, unreadable
+from hyperdp.private.aggregate import aggregate, unreadable
+from hyperdp.private.class_names import check_classes
 from hyperdp.private.embed import UNFIT, arithmetic
 from hyperdp.private.forms import Form
 from hyperdp.private.readers.decoding import reading

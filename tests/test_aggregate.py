@@ -6,7 +6,8 @@ from torch import nn
 
 from hyperdp.errors import DataError, UsageError
 from hyperdp.mechanism import STEPS_PER_UNIT, ClippedSum, MechanismSpec
-from hyperdp.private.aggregate import aggregate, check_classes
+from hyperdp.private.aggregate import aggregate
+from hyperdp.private.class_names import check_classes
 from hyperdp.private.embed import embed_batch
 from hyperdp.private.records import Record
 from tests.private_world import DIM, SHAPE, TinyBundle, TinyConfig, images, records
@@ -178,6 +179,13 @@ def test_class_names_are_a_list_of_at_least_two(classes):
 def test_class_names_fit_a_certificate(name):
     with pytest.raises(UsageError, match="texts of 1 to 200 characters"):
         check_classes(["a", name])
+
+
+def test_class_names_fit_a_certificate_together():
+    thai = [f"{i:04d}" + "\u0e01" * 190 for i in range(600)]  # six bytes each, where spelt
+    with pytest.raises(UsageError, match="class names of at most 524,288 characters in all"):
+        check_classes(thai)
+    assert check_classes(thai[:400]) == thai[:400]
 
 
 def test_progress_writes_nothing_where_there_is_no_terminal(capfd):

@@ -54,6 +54,17 @@ def test_verify_recomputes_every_claim(made):
     assert len(verify(made / "out")) == 12
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "cat/adapter_config.json", "x.PT"])
+def test_weights_that_the_certificate_says_nothing_of_are_refused(copy, name):
+    """An emitted adapter bears its release's certificate, which vouches for no weights."""
+    (copy / "out" / "README.md").write_text("mine")
+    verify(copy / "out")
+    (copy / "out" / name).parent.mkdir(exist_ok=True)
+    (copy / "out" / name).write_bytes(b"anything at all")
+    with pytest.raises(VerificationError, match=name):
+        verify(copy / "out")
+
+
 def test_verify_needs_no_keys_of_the_operator(made, tmp_path, monkeypatch):
     """A third party: release and export alone, on another account."""
     monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "third party"))

@@ -56,6 +56,28 @@ def test_a_dataset_may_be_named_by_its_path(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["cap_epsilon"] == 2
 
 
+def test_a_name_that_a_folder_bears_too_is_the_dataset_that_was_released(
+    made, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(["ledger", "show", "digits", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spent_epsilon"] == pytest.approx(1)
+    assert run(["ledger", "set-cap", "digits", "--epsilon", "3", "--delta", "1e-5"]) == 0
+    ledger = Ledger(config_dir() / "ledger.db")
+    assert ledger.account("digits").cap.epsilon == 3
+    ledger.reserve(
+        str(tmp_path / "digits"),
+        budget=PrivacyBudget(epsilon=1.0, delta=1e-5),
+        event=dp_event.GaussianDpEvent(10.0),
+        bundle_hash="ab" * 32,
+    )
+    capsys.readouterr()
+    assert run(["ledger", "show", "digits"]) == 2
+    assert "which is both" in capsys.readouterr().err
+    assert run(["ledger", "show", str(tmp_path / "digits")]) == 0
+
+
 def test_a_datasets_own_ledger_is_found_wherever_it_is(tmp_path, capsys):
     elsewhere = Ledger(tmp_path / "elsewhere.db")
     release(

@@ -15,7 +15,7 @@ from hyperdp.bundle import Bundle, load_bundle
 from hyperdp.errors import BundleError, UsageError
 from hyperdp.ledger import Ledger
 from hyperdp.lora import attach_peft, load_peft
-from hyperdp.private.emit import adapter_weights, class_folder, emit_adapter
+from hyperdp.private.emit import adapter_weights, class_folders, emit_adapter
 from hyperdp.private.records import Record
 from hyperdp.private.release import Release, release
 from tests.worlds import tiny_bundle
@@ -117,7 +117,12 @@ def test_nothing_is_overwritten(bundle: Bundle, tmp_path: Path):
     ("name", "folder"), [("7", "7"), ("../up", "_up"), ("", "_"), ("ä b", "ä_b"), ("..", "_")]
 )
 def test_class_names_cannot_leave_the_folder(name: str, folder: str):
-    assert class_folder(name) == folder
+    assert class_folders([name]) == [folder]
+
+
+def test_classes_whose_names_come_to_the_same_have_folders_of_their_own():
+    assert class_folders(["c++", "c__", "C", "c"]) == ["c__-0", "c__-1", "C-2", "c-3"]
+    assert len(set(class_folders(["a+", "a_", "a_-0"]))) == 3
 
 
 def _stock_images(bundle: Bundle, adapter: Path, out: Path) -> np.ndarray:

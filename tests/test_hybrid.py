@@ -9,6 +9,7 @@ import torch
 
 from hyperdp import accounting
 from hyperdp.budget import PrivacyBudget
+from hyperdp.certificate import Certificate
 from hyperdp.errors import BudgetRefusedError, UsageError, VerificationError
 from hyperdp.ledger import Ledger
 from hyperdp.private.emit import adapter_weights
@@ -164,8 +165,38 @@ def test_another_release_is_not_taken_for_the_runs_own(bundle, tmp_path):
     mine = tmp_path / "out" / "release"
     mine.rename(tmp_path / "kept")
     other.rename(mine)
-    with pytest.raises(UsageError, match="another one"):
+    with pytest.raises(VerificationError, match="ledger entry to have seal"):
         run(bundle, tmp_path)
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+def test_a_release_that_says_it_cost_less_than_it_did_is_not_gone_on_from(
+    theirs, bundle, tmp_path, monkeypatch
+):
+    """Its certificate is public, seal and all: whoever can write there signs it anew."""
+
+    def kill(*_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(bundle, tmp_path, progress=kill)
+    place = tmp_path / "out" / "release" / "certificate.json"
+    honest = Certificate.from_bytes(place.read_bytes())
+    cheaper = replace(honest, event={"type": "gaussian", "noise_multiplier": 1e4})
+    with monkeypatch.context() as patch:
+        if theirs:
+            patch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "theirs"))
+        place.write_bytes(cheaper.signed().to_bytes())
+    with pytest.raises(VerificationError, match="this account" if theirs else "to have event"):
+        run(bundle, tmp_path)
+    assert not (tmp_path / "out" / "adapter").exists()
+    # Signed by this account for this very entry, and still not what was committed.
+    place.write_bytes(replace(honest, code_version="0").signed().to_bytes())
+    with pytest.raises(VerificationError, match="has committed"):
+        run(bundle, tmp_path)
+    place.write_bytes(honest.to_bytes())
+    total = run(bundle, tmp_path).fit.certificate.total_epsilon
+    assert total == pytest.approx(BUDGET.epsilon, rel=0.01)
 
 
 def test_both_fit_under_a_cap_that_stands_or_nothing_is_reserved(bundle, tmp_path):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
+from hyperdp import keys
 from hyperdp.budget import PrivacyBudget
 from hyperdp.errors import BudgetRefusedError, DataError, UsageError, VerificationError
 from hyperdp.ledger import Ledger, Reservation
@@ -21,8 +23,10 @@ from hyperdp.private.learners import fit as fit_module
 from hyperdp.private.learners import units as units_module
 from hyperdp.private.learners.config import FitConfig, Pace
 from hyperdp.private.learners.fit import fit
+from hyperdp.private.learners.run_folder import RunFolder
 from hyperdp.private.records import Record
-from hyperdp.private.release import release
+from hyperdp.private.release import Release, release
+from hyperdp.training_certificate import TrainingCertificate
 from hyperdp.verification import verify
 from tests.private_world import own_keys  # noqa: F401  # every test its own keys
 from tests.worlds import tiny_bundle
@@ -173,19 +177,116 @@ def killed(bundle, folder):
 
     with pytest.raises(Killed):
         run(bundle, folder, progress=kill)
-    return folder / ".out.run" / "state.safetensors"
+    return folder / ".out.run" / "state.sealed"
 
 
 @pytest.mark.parametrize("step", [-1, 4])
 def test_a_state_of_steps_that_were_not_reserved_is_refused(step, bundle, tmp_path):
-    state = killed(bundle, tmp_path)
-    with safe_open(state, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file(tensors, state, metadata={"step": str(step)})
+    folder = folder_of(killed(bundle, tmp_path))
+    _, tensors = folder.load()
+    keys.forget_run(folder.run_id)
+    folder.save(step, tensors)
     seen = []
     with pytest.raises(BudgetRefusedError, match="0 to 3 steps"):
         run(bundle, tmp_path, progress=lambda *told: seen.append(told))
     assert not seen and not (tmp_path / "out").exists()
+
+
+def folder_of(state: Path) -> RunFolder:
+    """A run's folder in the hands of whoever has the operator's key."""
+    run_id = json.loads((state.parent / "run.json").read_bytes())["run_id"]
+    return RunFolder(path=state.parent, run_id=run_id)
+
+
+def test_a_state_that_was_changed_or_put_back_is_refused_and_no_step_is_taken(bundle, tmp_path):
+    state = killed(bundle, tmp_path)
+    first = state.read_bytes()
+
+    def kill_at_two(done, *_):
+        if done == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(bundle, tmp_path, progress=kill_at_two)
+    second = state.read_bytes()
+    seen = []
+
+    def refused(data: bytes, match: str) -> None:
+        state.write_bytes(data)
+        with pytest.raises(BudgetRefusedError, match=match):
+            run(bundle, tmp_path, progress=lambda *told: seen.append(told))
+        assert not seen and not (tmp_path / "out").exists()
+
+    rng = np.random.default_rng(0)
+    for place in [0, 63, 64, len(second) - 1, *rng.integers(0, len(second), 4)]:
+        changed = bytearray(second)
+        changed[place] ^= 1
+        refused(bytes(changed), "changed")
+    refused(second[:64], "changed")
+    refused(first, "one of step 1, though 2 were taken")  # from a backup: it is sealed rightly
+    state.write_bytes(second)
+    run(bundle, tmp_path)
+    verify(tmp_path / "out", ledger=tmp_path / "ledger.db")
+    assert not list((keys.config_dir() / "runs").iterdir())
+
+
+@contextmanager
+def another_account(folder: Path, monkeypatch) -> Iterator[None]:
+    """Somebody who can write where the run writes and has keys of their own."""
+    with monkeypatch.context() as patch:
+        patch.setenv("HYPERDP_CONFIG_DIR", str(folder / "theirs"))
+        yield
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+def test_an_adapter_that_somebody_put_there_is_not_taken_for_the_runs_own(
+    theirs, bundle, tmp_path, monkeypatch
+):
+    """The seal of a reservation is no secret: every certificate and export shows it."""
+    killed(bundle, tmp_path)
+    run(bundle, tmp_path, out=tmp_path / "other", dataset="others")
+    other = TrainingCertificate.from_bytes((tmp_path / "other" / "certificate.json").read_bytes())
+    (reserved, *_) = [e for e in Ledger(tmp_path / "ledger.db").history() if e.kind == "reserve"]
+    forged = dataclasses.replace(other, ledger_seal=reserved.seal, total_epsilon=0.01)
+    shutil.copytree(tmp_path / "other", tmp_path / "out")
+    with nullcontext() if not theirs else another_account(tmp_path, monkeypatch):
+        forged = dataclasses.replace(other, ledger_seal=reserved.seal).signed()
+    (tmp_path / "out" / "certificate.json").write_bytes(forged.to_bytes())
+    with pytest.raises(VerificationError, match="this account" if theirs else "ledger entry"):
+        run(bundle, tmp_path)
+    mine = Ledger(tmp_path / "ledger.db").history("some scans")
+    assert [e.kind for e in mine] == ["cap", "reserve", "spend"]
+
+
+def test_a_start_whose_cost_nobody_vouches_for_is_refused(bundle, tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.set_cap("some scans", PrivacyBudget(epsilon=2.0, delta=1e-4))
+    given = {"bundle": bundle, "budget": BUDGET, "ledger": ledger, "allow_weak_delta": True}
+    made = release(some_records(), out=tmp_path / "release", dataset="some scans", **given)
+    spent = kinds(tmp_path)
+    forged = {"event": {"type": "gaussian", "noise_multiplier": 1e4}}
+    with another_account(tmp_path, monkeypatch):
+        theirs = dataclasses.replace(made.certificate, **forged).signed()
+        moved = dataclasses.replace(made.certificate, dataset="0" * 64).signed()
+    own = dataclasses.replace(made.certificate, **forged).signed()
+    for statement, match in ((theirs, "this account"), (moved, "this account"), (own, "committed")):
+        (tmp_path / "release" / "certificate.json").write_bytes(statement.to_bytes())
+        with pytest.raises(VerificationError, match=match):
+            run(bundle, tmp_path, start=Release.load(tmp_path / "release"))
+    assert kinds(tmp_path) == spent
+    (tmp_path / "release" / "certificate.json").write_bytes(made.certificate.to_bytes())
+    started = run(bundle, tmp_path, start=Release.load(tmp_path / "release"))
+    assert started.certificate.start_event == made.certificate.event
+    verify(tmp_path / "out", ledger=tmp_path / "ledger.db")
+
+
+def test_a_delta_that_no_certificate_may_state_is_refused_before_it_is_spent(bundle, tmp_path):
+    weak = PrivacyBudget(epsilon=0.5, delta=0.6)
+    with pytest.raises(UsageError, match=r"at most 0\.5"):
+        run(bundle, tmp_path, budget=weak, allow_weak_delta=True)
+    assert not (tmp_path / "ledger.db").exists()
+    with pytest.raises(UsageError, match="1 / size"):
+        run(bundle, tmp_path, budget=PrivacyBudget(epsilon=0.5, delta=0.5))
 
 
 def test_a_run_that_may_have_taken_steps_and_lost_its_state_takes_none_again(bundle, tmp_path):

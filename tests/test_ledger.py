@@ -1,7 +1,10 @@
+import contextlib
 import math
 import multiprocessing
 import re
 import shlex
+import shutil
+import threading
 
 import pytest
 from dp_accounting import dp_event
@@ -278,6 +281,41 @@ def _try(path, results):
         results.put("granted")
     except BudgetRefusedError:
         results.put("refused")
+
+
+def test_a_path_that_shares_records_with_a_spent_one_has_no_budget_of_its_own(ledger, tmp_path):
+    whole, part = tmp_path / "data", tmp_path / "data" / "a"
+    part.mkdir(parents=True)
+    ledger.set_cap(str(whole), ONE)  # a cap alone has bought nothing yet
+    reserve(ledger, HALF, dataset=str(part))
+    before = len(ledger.history())
+    for path, where in ((whole, "over"), (part / "x.npz", "in"), (part / ".." / "a" / "b", "in")):
+        with pytest.raises(BudgetRefusedError, match=f"a path {where} .*data/a, which has spent"):
+            reserve(ledger, HALF, dataset=str(path))
+    assert len(ledger.history()) == before
+    reserve(ledger, HALF, dataset=str(tmp_path / "data" / "ab"))  # beside it, not in it
+    reserve(ledger, HALF, dataset="scans")
+
+
+def test_two_copies_of_a_ledger_do_not_both_move_the_anchor(ledger, tmp_path):
+    """The lock of a file is not its copy's; what stands in the config folder is of both."""
+    ledger.set_cap("digits", ONE)
+    other = Ledger(shutil.copy(ledger.path, tmp_path / "copy.db"))
+    spent = []
+
+    def release() -> None:
+        with contextlib.suppress(VerificationError):
+            spent.append(reserve(ledger))
+
+    with other.open() as chain:
+        racing = threading.Thread(target=release)
+        racing.start()
+        racing.join(0.3)
+        assert racing.is_alive() and not spent
+        chain.append("cap", keys.dataset_fingerprint("digits"), dict(vars(HALF)))
+    racing.join(60)
+    assert not racing.is_alive() and not spent  # its file is behind the anchor now
+    assert other.account("digits").cap.epsilon == 0.5
 
 
 def test_processes_that_race_for_one_budget_get_it_once(ledger):

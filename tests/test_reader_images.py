@@ -1,6 +1,7 @@
 """The conversion of one image: every mode against values worked out by hand, and damage."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -249,6 +250,27 @@ def test_each_format_opens_and_each_truncated_one_is_refused(kind):
     assert to_pixels(data, GREY, "it").shape == GREY
     with pytest.raises(DataError):
         to_pixels(data[: len(data) // 3], GREY, "it")
+
+
+def _damaged_tiff() -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (28, 28), dtype=np.uint8)
+    data = bytearray(encoded(Image.fromarray(noise), "TIFF", compression="tiff_lzw"))
+    data[8:200] = np.random.default_rng(1).bytes(192)
+    return bytes(data)
+
+
+def test_a_library_in_c_tells_a_log_nothing_of_a_damaged_image(capfd):
+    """libtiff writes to the descriptor itself: whoever reads a job's log could count the lines."""
+    with (
+        pytest.raises(Exception, match=r".*"),
+        Image.open(io.BytesIO(_damaged_tiff())) as image,
+    ):
+        image.load()
+    assert capfd.readouterr().err  # otherwise this test would say nothing
+    with pytest.raises(DataError):
+        to_pixels(_damaged_tiff(), GREY, "it")
+    os.write(2, b"heard again")
+    assert capfd.readouterr() == ("", "heard again")
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n"])

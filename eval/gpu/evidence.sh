@@ -50,8 +50,8 @@ labelled() {
   for recipe in quick fashion; do
     echo "labelled labelled-$recipe --method public_only -o @/labelled-$recipe.jsonl"
     methods="--method nonprivate --method dpsgd --method dpsgd_from_public --method hyper \
---method reweighted --method dpsgd_lora"
-    [ "$recipe" = fashion ] || methods+=" --method reweighted_and_public \
+--method dpsgd_lora"
+    [ "$recipe" = fashion ] || methods+=" --method reweighted --method reweighted_and_public \
 --method reweighted_by_class --method reweighted_by_class_and_public"
     for n in 500 2000 $([ "$recipe" = quick ] || echo 5000); do
       for seed in 0 1 2; do

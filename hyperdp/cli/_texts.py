@@ -97,13 +97,13 @@ def _selected(
 
     from hyperdp.encoder import clip
     from hyperdp.private.embed import BATCH_SIZE, embed_batch
-    from hyperdp.private.emit import check_bundle, class_folder
+    from hyperdp.private.emit import check_bundle, class_folders
     from hyperdp.private.release import Release
     from hyperdp.private.selection import select_by_class
 
     loaded = Release.load(release)
     check_bundle(loaded, bundle)
-    place = {class_folder(name): i for i, name in enumerate(loaded.classes or [])}
+    place = {name: i for i, name in enumerate(class_folders(loaded.classes or []))}
     if sorted(place) != sorted(names):
         raise UsageError(
             expected=f"the adapters of this release's classes: {', '.join(place)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,9 +164,27 @@ def _open(asked: Path | None, dataset: str | None) -> Ledger:
 
 
 def _identity(dataset: str) -> str:
-    """A path as `release` resolves it, or the name as it is."""
+    """A path as `release` resolves it, or the name as it is.
+
+    Raises:
+        UsageError: it is the name of one dataset and the path of another.
+    """
+    from hyperdp import keys
+
     path = Path(dataset).expanduser()
-    return str(path.resolve()) if path.exists() else dataset
+    if not path.exists():
+        return dataset
+    whole = str(path.resolve())
+    if os.sep in dataset or not keys.any_ledger():
+        return whole
+    named, found = (keys.known_ledger(keys.dataset_fingerprint(d)) for d in (dataset, whole))
+    if named and found:
+        raise UsageError(
+            expected="the name of a dataset, or its path",
+            found=f"{dataset!r}, which is both: the name of one, and {whole}, another",
+            todo=f"Give the path as {whole}, or call the command where no such file lies.",
+        )
+    return dataset if named else whole
 
 
 def _account_facts(account: Account) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hyperdp.cli import _options as o
@@ -43,7 +44,8 @@ def verify_command(
     """Recompute every claim of a release's certificate, each by a second way.
 
     Needs the release alone: ε comes from a privacy loss distribution, Δ from rationals, the noise
-    from OpenDP's own privacy map. One changed byte makes it fail with exit code 2.
+    from OpenDP's own privacy map. One changed byte makes it fail with exit code 2, and so do
+    weights that the certificate says nothing of. What the bundle was is the signer's word.
 
     Example: hyperdp verify out/release --ledger ledger-export.json
     """
@@ -55,7 +57,7 @@ def verify_command(
         return
     table = Table("claim", "certificate", "recomputed", box=None)
     for claim in claims:
-        table.add_row(claim.name, claim.claimed, claim.recomputed)
+        table.add_row(*map(escape, (claim.name, claim.claimed, claim.recomputed)))
     Console().print(table)
     typer.echo(f"all {len(claims)} claims hold")
     if public_key is None:

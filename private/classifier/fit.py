@@ -23,11 +23,12 @@ from hyperdp.chain import Entry
 from hyperdp.classifier_certificate import CLASSIFIER_FILES, ClassifierCertificate
 from hyperdp.errors import DataError, HyperdpError, UsageError
 from hyperdp.ledger import Ledger
-from hyperdp.private.aggregate import check_classes
+from hyperdp.private.class_names import check_classes
 from hyperdp.private.classifier.config import ClassifierConfig
 from hyperdp.private.classifier.network import NetworkConfig, WideResNet
 from hyperdp.private.classifier.training import Progress, Speed, train
 from hyperdp.private.learners.calibrate import calibrate, training_event
+from hyperdp.private.learners.training import check_delta
 from hyperdp.private.records import Record
 from hyperdp.private.released import new_folder
 
@@ -87,6 +88,7 @@ def fit_classifier(
     dataset: str,
     out: str | Path,
     start: Mapping[str, Tensor] | None = None,
+    allow_weak_delta: bool = False,
     speed: Speed | None = None,
     progress: Progress | None = None,
 ) -> PrivateClassifier:
@@ -106,6 +108,7 @@ def fit_classifier(
         dataset: the operator's name for the dataset.
         out: folder to be made, with the weights, a description and a signed certificate.
         start: public weights to begin with, as `WideResNet.state_dict` names them.
+        allow_weak_delta: accept δ >= 1 / expected_units.
         speed: see `Speed`.
         progress: called with (steps done, T).
 
@@ -118,6 +121,7 @@ def fit_classifier(
         DataError: a record has another shape, or a label outside `classes`.
     """
     names = check_classes(classes)
+    check_delta(expected_units, budget, allow=allow_weak_delta)
     _check(config, budget, len(names), start)
     probability = config.probability(expected_units)
     multiplier = calibrate(budget, probability=probability, steps=config.steps)

@@ -7,7 +7,6 @@ steps after that state were never shown to anybody, and are taken anew with fres
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from hyperdp.compute import exact
 from hyperdp.errors import BudgetRefusedError, UsageError
 from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights, load_peft
+from hyperdp.own_statement import certificate_digest, check_own
 from hyperdp.private.forms import Form
 from hyperdp.private.learners.calibrate import calibrate
 from hyperdp.private.learners.config import FitConfig, Pace
@@ -30,7 +30,7 @@ from hyperdp.private.learners.finished import (
     saved_adapter,
     training_certificate,
 )
-from hyperdp.private.learners.reserving import Standing, find, find_or_reserve
+from hyperdp.private.learners.reserving import Standing, check_start, find, find_or_reserve
 from hyperdp.private.learners.run_folder import RunFolder, run_folder
 from hyperdp.private.learners.training import Progress, Terms, Training, check_delta
 from hyperdp.private.learners.units import Units
@@ -39,6 +39,7 @@ from hyperdp.private.released import Release, new_folder
 from hyperdp.statement import format_of
 from hyperdp.text_bundle import TextBundle
 from hyperdp.training_certificate import TrainingCertificate
+from hyperdp.training_verification import check_training
 
 __all__ = ["Fit", "Progress", "fit"]
 
@@ -82,8 +83,8 @@ def fit(
         ledger: where it is spent.
         out: the PEFT directory to be made; it must not exist.
         dataset: the operator's name for the dataset, or its absolute path; always the same one.
-        start: a release whose adapter is where the fit begins; `hyperdp.private.learners.hybrid`
-            makes it out of one budget.
+        start: a release of this account whose adapter is where the fit begins;
+            `hyperdp.private.learners.hybrid` makes it out of one budget.
         allow_weak_delta: accept δ >= 1 / size.
         pace: see `Pace`.
         progress: see `Progress`.
@@ -96,9 +97,12 @@ def fit(
         UsageError: bad settings; no noise reaches the budget; a weak δ.
         DataError: the records cannot be read.
         BundleError: the release is another bundle's, or the base model mixes records.
-        VerificationError: the adapter did not move, or does not survive saving.
+        VerificationError: the adapter did not move, or does not survive saving; the start is
+            another account's, or of this dataset and not in its ledger; what lies in `out` is of
+            somebody else.
     """
-    check_delta(config, budget, allow=allow_weak_delta)
+    check_delta(config.size, budget, allow=allow_weak_delta)
+    check_start(start, ledger, dataset)
     terms = Terms(
         bundle=bundle,
         config=config,
@@ -180,7 +184,7 @@ def run_steps(
     terms, reservation = training.terms, standing.reservation
     out = terms.out.expanduser().resolve()
     if found := out.exists():  # killed between writing the adapter and the end
-        fitted = _published(out, reservation.entry.seal)
+        fitted = _published(out, standing)
     else:
         if standing.spent and not folder.begun:
             raise BudgetRefusedError(
@@ -212,18 +216,19 @@ def run_steps(
 
 def _commit(standing: Standing, fitted: Fit) -> None:
     standing.reservation.commit(
-        certificate_sha256=hashlib.sha256(fitted.certificate.to_bytes()).hexdigest(),
+        certificate_sha256=certificate_digest(fitted.certificate),
         bundle_hash=fitted.certificate.bundle_hash,
     )
 
 
-def _published(out: Path, seal: str) -> Fit:
-    """The adapter in `out`, where it is that of the reservation with this seal."""
-    path = out / CERTIFICATE_FILE
+def _published(out: Path, standing: Standing) -> Fit:
+    """The adapter in `out`, where this account's run wrote it for its reservation."""
+    path, entry = out / CERTIFICATE_FILE, standing.reservation.entry
     statement = path.read_bytes() if path.is_file() else b""
     if format_of(statement) == TrainingCertificate.FORMAT:
-        certificate = TrainingCertificate.from_bytes(statement)
-        if certificate.ledger_seal == seal:
+        certificate, _ = check_training(out, statement)
+        if certificate.ledger_seal == entry.seal:
+            check_own(certificate, entry, committed=standing.committed)
             return Fit(certificate=certificate, weights=load_peft(out))
     raise UsageError(
         expected=f"a new folder that can be written at {out}",

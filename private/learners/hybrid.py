@@ -8,7 +8,6 @@ and its budget stays spent.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from hyperdp.bundle import Bundle
 from hyperdp.errors import BudgetRefusedError, UsageError
 from hyperdp.ledger import Ledger
 from hyperdp.mechanism import MechanismSpec
+from hyperdp.own_statement import certificate_digest, check_own
 from hyperdp.private.embed import check_independence
 from hyperdp.private.learners.config import FitConfig, Pace
 from hyperdp.private.learners.finished import plain
@@ -93,12 +93,13 @@ def fit_hybrid(
 
     Raises:
         BudgetRefusedError: both do not fit under the cap; or the release was lost to a kill.
+        VerificationError: a release lies in `out` that this run did not write.
         UsageError: bad settings; a fraction or σ that the budget does not reach; a weak δ.
         DataError: the records cannot be read.
         BundleError: an embedding or a gradient depends on other records.
         VerificationError: the adapter did not move, or does not survive saving.
     """
-    check_delta(config, budget, allow=allow_weak_delta)
+    check_delta(config.size, budget, allow=allow_weak_delta)
     spec = MechanismSpec(
         embedding_dim=bundle.config.embed_dim,
         clip_norm=float(bundle.config.clip_norm),
@@ -216,15 +217,10 @@ def _release(
     reservation = standing.reservation
     if place.exists():
         made = Release.load(place)
-        if made.certificate.ledger_seal != reservation.entry.seal:
-            raise UsageError(
-                expected=f"the release of this run in {place}",
-                found="another one",
-                todo="Put the run's own release back, or begin a new run in another folder.",
-            )
+        check_own(made.certificate, reservation.entry, committed=standing.committed)
         if not standing.committed:
             reservation.commit(
-                certificate_sha256=hashlib.sha256(made.certificate.to_bytes()).hexdigest(),
+                certificate_sha256=certificate_digest(made.certificate),
                 bundle_hash=terms.bundle.hash,
             )
         return made

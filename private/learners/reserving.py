@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from hyperdp import accounting, keys
 from hyperdp.accounting import Event
 from hyperdp.budget import PrivacyBudget
-from hyperdp.errors import BudgetRefusedError
+from hyperdp.errors import BudgetRefusedError, VerificationError
 from hyperdp.ledger import Ledger, Reservation
+from hyperdp.own_statement import certificate_digest, check_own
+from hyperdp.private.released import Release
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +24,13 @@ class Standing:
     Attributes:
         reservation: the right to one event.
         spent: noise may have been drawn under it.
-        committed: what it paid for is known to be on disk.
+        committed: SHA-256 of the certificate of what it paid for, once that is known to be on
+            disk; "" before.
     """
 
     reservation: Reservation
     spent: bool = False
-    committed: bool = False
+    committed: str = ""
 
 
 def find(ledger: Ledger, dataset: str, purpose: str) -> Standing | None:
@@ -41,12 +44,53 @@ def find(ledger: Ledger, dataset: str, purpose: str) -> Standing | None:
     history = ledger.history(dataset) if ledger.path.exists() else []
     for entry in history:
         if entry.kind == "reserve" and entry.body.get("purpose") == purpose:
-            noted = {e.kind for e in history if e.body.get("reservation") == entry.seal}
-            reservation = Reservation(ledger=ledger, entry=entry)
+            noted = {e.kind: e.body for e in history if e.body.get("reservation") == entry.seal}
             return Standing(
-                reservation=reservation, spent="spend" in noted, committed="commit" in noted
+                reservation=Reservation(ledger=ledger, entry=entry),
+                spent="spend" in noted,
+                committed=str(noted.get("commit", {}).get("certificate_sha256", "")),
             )
     return None
+
+
+def check_start(start: Release | None, ledger: Ledger, dataset: str) -> None:
+    """Refuse a release to start from whose cost nobody vouches for.
+
+    The fit's certificate repeats what the release says that it cost, under this account's own
+    signature. Whoever else signs may say anything, of which dataset it is too.
+
+    Args:
+        start: its signature has been checked, whosesoever it is.
+        ledger: of the fit.
+        dataset: of the fit.
+
+    Raises:
+        VerificationError: another account signed it; or it is of this dataset, and the ledger has
+            committed none such.
+    """
+    if start is None:
+        return
+    c = start.certificate
+    if c.public_key != keys.public_key():
+        raise VerificationError(
+            expected="a release of this account to start from",
+            found=f"one signed by {c.public_key}",
+            todo="Start from a release made here, or from public weights (--start).",
+        )
+    if c.dataset != keys.dataset_fingerprint(dataset):
+        return
+    history = ledger.history(dataset) if ledger.path.exists() else []
+    committed = {
+        e.body["reservation"]: e.body["certificate_sha256"] for e in history if e.kind == "commit"
+    }
+    entries = [e for e in history if e.seal == c.ledger_seal]
+    if not entries or committed.get(c.ledger_seal) != certificate_digest(c):
+        raise VerificationError(
+            expected=f"a release of this dataset that {ledger.path} has committed",
+            found=f"one that it does not know, entry {c.ledger_seq} of {c.ledger_id[:12]}…",
+            todo="Give the ledger that the release was made with (--ledger).",
+        )
+    check_own(c, entries[0])
 
 
 def find_or_reserve(

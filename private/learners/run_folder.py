@@ -1,12 +1,15 @@
 """The hidden folder of a run: its settings, and the released state a killed run goes on from.
 
 It holds nothing un-noised. It lies beside the output as `.NAME.run`, is readable by its owner
-alone, and is taken away once the adapter is in its place.
+alone, and is taken away once the adapter is in its place. The state is sealed with the operator's
+key, and the config folder notes its step: one that was changed, or put back from a copy, would be
+gone on from with steps that were shown already, and is refused.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hmac
 import json
 import secrets
 import shutil
@@ -16,15 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from hyperdp import keys
-from hyperdp.errors import UsageError
+from hyperdp.errors import BudgetRefusedError, UsageError
 from hyperdp.lora import Weights
 
-_SETTINGS, _STATE = "run.json", "state.safetensors"
+_SETTINGS, _STATE = "run.json", "state.sealed"
+_SEAL = 64  # hex digits, before the safetensors
+_STEP = "step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +53,38 @@ class RunFolder:
     def save(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Keep the state after a step, in one step that a kill cannot halve."""
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        data = tensors_to_bytes(whole, metadata={"step": str(step)})
-        keys.write_durably(self.path / _STATE, data)
+        data = tensors_to_bytes({**whole, _STEP: torch.tensor(step)})
+        keys.write_durably(self.path / _STATE, self._seal(data) + data)
+        keys.note_step(self.run_id, step)  # after it: a kill between the two costs nothing
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """The last state kept and its step, or None at the start of a run."""
+        """The last state kept and its step, or None at the start of a run.
+
+        Raises:
+            BudgetRefusedError: this run did not write it, or has written a later one.
+        """
         if not self.begun:
             return None
-        with safe_open(self.path / _STATE, framework="pt") as file:
-            step = int(file.metadata()["step"])
-            return step, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        sealed = (self.path / _STATE).read_bytes()
+        seal, data = sealed[:_SEAL], sealed[_SEAL:]
+        if not hmac.compare_digest(seal, self._seal(data)):
+            raise self._refusal("one that was changed, or is another run's")
+        tensors = tensors_from_bytes(data)
+        step = int(tensors.pop(_STEP))
+        if step < (last := keys.noted_step(self.run_id)):
+            raise self._refusal(f"one of step {step}, though {last} were taken and may be known")
+        return step, tensors
+
+    def _seal(self, data: bytes) -> bytes:
+        return keys.seal(b"hyperdp run\0" + self.run_id.encode() + b"\0" + data).encode()
+
+    def _refusal(self, found: str) -> BudgetRefusedError:
+        return BudgetRefusedError(
+            expected=f"the last state that the run wrote in {self.path}",
+            found=found,
+            todo="Put that state back, or begin a new run in another folder; what this one "
+            "reserved stays spent.",
+        )
 
     def remove(self) -> None:
         """Take the folder away; the run is over.
@@ -66,6 +94,7 @@ class RunFolder:
         (self.path / _STATE).unlink(missing_ok=True)
         (self.path / _SETTINGS).unlink()
         shutil.rmtree(self.path)
+        keys.forget_run(self.run_id)
 
 
 @contextmanager

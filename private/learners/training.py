@@ -28,6 +28,7 @@ from hyperdp.private.learners.units import Units
 from hyperdp.private.released import Release
 from hyperdp.text_bundle import TextBundle
 from hyperdp.text_family import CausalText
+from hyperdp.training_verification import MOST_DELTA
 
 Progress = Callable[[int, int, float], None]
 """Called with steps done, steps, and the ε spent so far: all of it public."""
@@ -79,15 +80,21 @@ class Terms:
         return min(found, self.total.epsilon)
 
 
-def check_delta(config: FitConfig, budget: PrivacyBudget, *, allow: bool) -> None:
-    """Refuse a δ that promises little, by the public size.
+def check_delta(size: int, budget: PrivacyBudget, *, allow: bool) -> None:
+    """Refuse a δ that promises little, by the public size, or that `verify` does not take.
 
     Raises:
-        UsageError: δ >= 1 / size, and it is not allowed.
+        UsageError: δ >= 1 / size, and it is not allowed; or δ > 1/2.
     """
-    if budget.delta * config.size >= 1 and not allow:
+    if budget.delta > MOST_DELTA:
         raise UsageError(
-            expected=f"delta below 1 / size = {1 / config.size:.3g}",
+            expected=f"delta of at most {MOST_DELTA:g}",
+            found=f"delta={budget.delta:g}, which promises nothing",
+            todo="Lower delta. Nothing has been spent.",
+        )
+    if budget.delta * size >= 1 and not allow:
+        raise UsageError(
+            expected=f"delta below 1 / size = {1 / size:.3g}",
             found=f"delta={budget.delta:g}: publishing one unit outright would satisfy it",
             todo="Lower delta, or accept it with --allow-weak-delta. Nothing has been spent.",
         )

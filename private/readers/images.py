@@ -29,6 +29,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from hyperdp.errors import DataError
+from hyperdp.private.readers.quiet import silent
 
 Shape: TypeAlias = tuple[int, int, int]
 Pixels: TypeAlias = npt.NDArray[np.float32]
@@ -96,7 +97,8 @@ def _decode(source: bytes | Path, channels: int, where: str, invert: bool) -> Im
             stream = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(stream, formats=FORMATS) as image:
                 check_size(image.width, image.height, where)
-                return _flatten(ImageOps.exif_transpose(image), channels, where, invert)
+                with silent(image.format == "TIFF"):
+                    return _flatten(ImageOps.exif_transpose(image), channels, where, invert)
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
