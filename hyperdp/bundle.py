@@ -144,7 +144,7 @@ def load_bundle(name_or_path: str | Path = "glyphs") -> Bundle:
         raise BundleError(
             expected=f"a bundle of the image families {', '.join(FAMILIES)}",
             found=f"family {config.get('family')!r}",
-            todo="Text bundles are for `hyperdp release` and `hyperdp emit`; "
+            todo="Text bundles are for release, emit, private, fit and sample; "
             "load them with hyperdp.text_bundle.open_bundle.",
         )
     try:

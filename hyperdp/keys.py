@@ -198,16 +198,36 @@ def known_name(dataset: str) -> str | None:
     return path.read_bytes().decode("utf-8", "replace") if path.is_file() else None
 
 
-def spent_paths() -> list[Path]:
-    """Every path by which a dataset is known that something was reserved for; makes no key."""
-    folder = config_dir() / "names"
-    names = folder.iterdir() if folder.is_dir() else ()
-    found = [
-        Path(os.fsdecode(name.read_bytes()))
-        for name in names
-        if (config_dir() / "datasets" / name.name).is_file()
-    ]
-    return sorted(path for path in found if path.is_absolute())
+def remember_source(dataset: str, path: Path) -> None:
+    """Note, for this account alone, where a dataset was read from.
+
+    Args:
+        dataset: keyed fingerprint.
+        path: absolute.
+    """
+    folder = config_dir() / "sources" / dataset
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place = os.fsencode(path)
+    write_once(folder / hashlib.sha256(place).hexdigest(), place)
+
+
+def spent_sources() -> list[tuple[Path, str]]:
+    """Where data lies that something was reserved for, with its dataset's keyed fingerprint.
+
+    That is a dataset's path where it is known by one, and whatever it was read from. Makes no key.
+    """
+    found = []
+    for name in (config_dir() / "names").glob("*"):
+        found.append((Path(os.fsdecode(name.read_bytes())), name.name))
+    for source in (config_dir() / "sources").glob("*/*"):
+        found.append((Path(os.fsdecode(source.read_bytes())), source.parent.name))
+    spent = {(p, d) for p, d in found if p.is_absolute() and known_ledger(d) is not None}
+    return sorted(spent)
+
+
+def overlap(path: Path, other: Path) -> bool:
+    """Whether two absolute paths are one, or one lies in the other."""
+    return path == other or other in path.parents or path in other.parents
 
 
 def note_step(run: str, step: int) -> None:

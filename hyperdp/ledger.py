@@ -130,8 +130,8 @@ class Ledger(SealedLog):
                 the budget declares.
         """
         accounting.check_declared(event, budget, delta_discretisation)
-        _refuse_overlap(dataset)
         name = keys.dataset_fingerprint(dataset)
+        _refuse_overlap(dataset, name)
         keys.remember_name(name, dataset)
         body = {
             **vars(budget),
@@ -174,8 +174,8 @@ class Ledger(SealedLog):
         return shlex.join(words)
 
 
-def _refuse_overlap(dataset: str) -> None:
-    """Refuse a path in, or over, one that has a budget of its own: they share records.
+def _refuse_overlap(dataset: str, name: str) -> None:
+    """Refuse a path at, in, or over, one whose records another dataset paid for.
 
     Raises:
         BudgetRefusedError: it is such a path.
@@ -184,14 +184,15 @@ def _refuse_overlap(dataset: str) -> None:
     if not path.is_absolute():
         return
     path = path.resolve()
-    for other in keys.spent_paths():
-        if other in path.parents or path in other.parents:
-            where = "in" if other in path.parents else "over"
+    for other, of in keys.spent_sources():
+        if of != name and keys.overlap(path, other):
+            where = "at" if other == path else "in" if other in path.parents else "over"
+            known = shlex.quote(keys.known_name(of) or str(other))
             raise BudgetRefusedError(
                 expected="a dataset that shares no record with another one's budget",
-                found=f"a path {where} {other}, which has spent a budget of its own",
-                todo=f"Charge it to that dataset (--dataset {shlex.quote(str(other))}); or, where "
-                "they share no unit, give this one a name of its own (--dataset NAME).",
+                found=f"a path {where} {other}, which has spent the budget of {known}",
+                todo=f"Charge it to that dataset (--dataset {known}); or, where they share no "
+                "unit, give this one a name of its own (--dataset NAME).",
             )
 
 

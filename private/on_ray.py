@@ -64,6 +64,7 @@ def start_ray(cpus: int) -> None:
         num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,
+        _node_ip_address="127.0.0.1",  # else its ports are open to the network, before 2.60 to all
         _temp_dir=made,
         _system_config={"automatic_object_spilling_enabled": False},
     )
@@ -79,14 +80,22 @@ def stop_ray() -> None:
 
 @contextmanager
 def _silent(records: Any) -> Iterator[None]:
-    """Lets Ray tell nobody, by log files, standard error or bars, how many records there are."""
-    told = ("enable_progress_bars", "enable_operator_progress_bars", "enable_auto_log_stats")
+    """Lets Ray tell nobody, by log files, standard error or bars, how many records there are.
+
+    And lets it drop no block in which something was raised: one record would take others with it.
+    """
+    wanted = {
+        "enable_progress_bars": False,
+        "enable_operator_progress_bars": False,
+        "enable_auto_log_stats": False,
+        "max_errored_blocks": 0,
+    }
     contexts = [_ray().data.DataContext.get_current(), records.context]
-    before = [(c, name, getattr(c, name)) for c in contexts for name in told if hasattr(c, name)]
+    before = [(c, name, getattr(c, name)) for c in contexts for name in wanted if hasattr(c, name)]
     with silent_logs():
         try:
             for context, name, _ in before:
-                setattr(context, name, False)
+                setattr(context, name, wanted[name])
             yield
         finally:
             for context, name, value in before:

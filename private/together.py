@@ -178,7 +178,7 @@ def owner(record: AnyRecord, unit: Unit, count: int) -> int:
     if unit == "user":
         if not isinstance(record.unit, str):
             return 0  # where it is refused
-        content = [record.unit.encode()]
+        content = [record.unit.encode("utf-8", "surrogatepass")]  # as JSON may hold
     else:
         values = record.tokens if isinstance(record, TextRecord) else record.image
         content = [np.ascontiguousarray(values).tobytes(), repr(record.label).encode()]

@@ -15,7 +15,7 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
 from hyperdp.errors import DataError
 from hyperdp.mechanism import clip_to_lattice
-from hyperdp.private.embed import BATCH_SIZE, embed_batch
+from hyperdp.private.embed import BATCH_SIZE, embed_batch, silent_logs
 from hyperdp.private.forms import Form
 from hyperdp.private.learners.units import Units
 from hyperdp.private.records import Record
@@ -80,7 +80,7 @@ def _quietly(work: Callable[[], T]) -> T:
     """Does what reads private values, and lets neither a warning nor an error tell of them."""
     done: list[T] = []
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
+        with silent_logs(), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             done.append(work())
     except Exception:  # noqa: BLE001, S110  # even its type may depend on a record, its text on n

@@ -11,6 +11,7 @@ import pytest
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.bundle import Bundle
+from hyperdp.certificate import Certificate
 from hyperdp.cli._app import run
 from hyperdp.eval.foreign_flag import foreign_flag
 from hyperdp.guard import Guard
@@ -102,6 +103,11 @@ def test_drift_tells_a_changed_source_from_an_unchanged_one(
     assert same["p_value"] > 1e-3 and other["p_value"] < 1e-6 and other["changed"]
     assert run([w for w in words if w != "--json"] + [str(tmp_path / "c")]) == 0
     assert "The source has changed" in capsys.readouterr().out
+    certificate = Certificate.from_bytes((tmp_path / "b" / "certificate.json").read_bytes())
+    by_user = dataclasses.replace(certificate, unit="user").signed()
+    (tmp_path / "b" / "certificate.json").write_bytes(by_user.to_bytes())
+    assert run([*words, str(tmp_path / "b")]) == 2
+    assert "unit record and unit user" in capsys.readouterr().err
     _release(bundle, tmp_path / "turned", ink=-0.5, inverted=True)
     assert run([*words, str(tmp_path / "turned")]) == 2
     assert "--invert, or neither" in capsys.readouterr().err

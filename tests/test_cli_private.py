@@ -163,6 +163,45 @@ def test_a_dataset_that_was_released_is_not_taken_for_public_by_emit(
     assert "the bundle that the release was made with, 'tiny'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", [(), ("--dataset", "scans")])
+@pytest.mark.parametrize("public", ["data", "data/a", "."])
+def test_no_part_of_what_was_released_is_taken_for_public_by_whatever_name(
+    name: tuple[str, ...], public: str, bundle: Bundle, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    images(tmp_path / "data" / "a" / "x.npz", 200, 0)
+    monkeypatch.chdir(tmp_path)
+    data = "data" if (tmp_path / "data").is_file() else "data/a/x.npz"
+    words = ["-e", "4", "-d", "1e-4", "-b", str(tmp_path / "bundle"), "-l", str(tmp_path / "l.db")]
+    out = tmp_path / "elsewhere"
+    assert run(["release", data, *words, *name, "-o", str(out)]) == 0
+    capsys.readouterr()
+    emit = ["emit", str(out), "-b", str(tmp_path / "bundle"), "-o", str(tmp_path / "a")]
+    assert run([*emit, "--public", public]) == 2
+    assert "a private release was made" in capsys.readouterr().err
+    other = ["private", "data/a/x.npz", *words, "--dataset", "other", "-o", str(tmp_path / "p")]
+    assert run([*other, "--public", public]) == 2
+    assert "a part of it" in capsys.readouterr().err
+    if name:  # the same records once more, now by their path
+        assert run(["release", data, *words, "-o", str(tmp_path / "again")]) == 3
+        assert "which has spent the budget of scans" in capsys.readouterr().err
+    else:  # by a name, which the operator vouches for
+        assert run(["release", data, *words, "--dataset", "x", "-o", str(tmp_path / "again")]) == 0
+        assert "charge it to that name: 'x' is another dataset" in capsys.readouterr().err
+
+
+def test_too_few_public_records_are_found_before_anything_is_spent_and_a_paid_release_is_named(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = images(tmp_path / "few.npz", 99, 1)
+    assert private(tmp_path, "a", "--public", str(few)) == 2
+    assert "at least 100 public records" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists() and not (tmp_path / "a.db").exists()
+    assert private(tmp_path, "b") == 0
+    assert private(tmp_path, "b") == 2
+    assert f"hyperdp emit {tmp_path / 'b' / 'release'}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("which", ["none", "the data itself"])
 def test_bad_public_records_are_refused_before_anything_is_spent(
     which: str, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]

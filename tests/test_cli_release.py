@@ -1,11 +1,14 @@
 """`hyperdp release` and `hyperdp private`, end to end on a tiny untrained bundle."""
 
 import json
+import subprocess
+import sys
 from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, TiffImagePlugin
 
 from hyperdp import budget
 from hyperdp.cli import _releasing
@@ -256,6 +259,49 @@ def test_bad_data_ends_with_2_leaves_nothing_and_spends_nothing(
 def test_records_that_cannot_be_read_may_be_left_out(bundle, tmp_path):
     path, _ = not_an_image(tmp_path)
     assert spend("release", path, tmp_path / "out", bundle, "--skip-unreadable") == 0
+
+
+def test_a_file_that_is_damaged_as_a_whole_is_found_before_the_budget_is_spent(
+    data, bundle, tmp_path, operator
+):
+    whole = data.read_bytes()
+    data.write_bytes(whole[: len(whole) // 2])
+    assert spend("release", data, tmp_path / "out", bundle, "--skip-unreadable") == 2
+    assert reserved(operator) == 0
+
+
+@pytest.mark.parametrize("command", ["release", "fit", "evolve"])
+def test_no_library_counts_in_a_log_what_is_left_out(command, bundle, tmp_path):
+    """Pillow logs an error of every such TIFF; without a handler Python prints it."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("L", (28, 28)).save(folder / f"{i}.tif")
+    for i in range(3):
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[277] = 9999  # samples per pixel
+        Image.new("L", (28, 28)).save(folder / f"bad{i}.tif", tiffinfo=tags)
+    with pytest.raises(OSError, match=r"."), Image.open(folder / "bad0.tif"):
+        pass
+    words = ["-e", "8", "-d", "1e-5", "-b", bundle, "-o", str(tmp_path / "out")]
+    words += {"fit": ["--size", "4", "--batch", "2", "--steps", "2"]}.get(command, [])
+    words += {"evolve": ["--count", "2", "--candidates", "2", "--iterations", "1"]}.get(command, [])
+    told = subprocess.run(
+        [sys.executable, "-m", "hyperdp", command, str(folder), *words, "--skip-unreadable"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "9999" not in told.stderr and "sample" not in told.stderr.lower()
+
+
+def test_an_output_among_the_records_is_refused_before_they_are_read(bundle, tmp_path, operator):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(b"not an image, and never looked at")
+    assert spend("release", folder, folder / "out", bundle) == 2
+    assert spend("private", folder, folder, bundle) == 2
+    assert run(["release", str(folder), "-e", "0", "-d", "1e-5", "-o", str(tmp_path / "o"),
+                "-b", bundle]) == 2  # fmt: skip
+    assert reserved(operator) == 0 and [p.name for p in folder.iterdir()] == ["0.png"]
 
 
 def test_bundles_that_are_unknown_or_of_another_release(data, bundle, tmp_path, capsys):

@@ -36,7 +36,8 @@ class StandIn(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("ray")
-        self.context = SimpleNamespace(**dict.fromkeys(FLAGS, True))
+        # -1 as an operator may set it: blocks in which something was raised are dropped.
+        self.context = SimpleNamespace(**dict.fromkeys(FLAGS, True), max_errored_blocks=-1)
         self.data = ModuleType("ray.data")
         self.data.DataContext = SimpleNamespace(get_current=lambda: self.context)  # type: ignore[attr-defined]
         self.started: list[dict[str, Any]] = []
@@ -63,8 +64,9 @@ class Rows:
 
     def __init__(self, count: int) -> None:
         self.images = [record.image for record in records(count)]
-        self.context = SimpleNamespace(**dict.fromkeys(FLAGS, True))
+        self.context = SimpleNamespace(**dict.fromkeys(FLAGS, True), max_errored_blocks=-1)
         self.seen: list[bool] = []
+        self.dropped: list[int] = []
 
     def map_batches(self, kind: Any, *, fn_constructor_args: tuple[Any, ...], **_: Any) -> Rows:
         self.actor = kind(*fn_constructor_args)
@@ -75,6 +77,7 @@ class Rows:
             part = self.images[start : start + 64]
             logging.getLogger("ray.data._internal").warning("%d records", len(self.images))
             self.seen += [getattr(self.context, name) for name in FLAGS]
+            self.dropped.append(self.context.max_errored_blocks)
             yield {k: v[0] for k, v in self.actor({"image": np.stack(part)}).items()}
 
 
@@ -90,6 +93,7 @@ def test_rays_files_are_in_memory_for_this_account_alone_and_go_with_it(ray, tmp
     folder = Path(options["_temp_dir"])
     assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
     assert options["_system_config"] == {"automatic_object_spilling_enabled": False}
+    assert options["_node_ip_address"] == "127.0.0.1"  # no port is open to the network
     on_ray.stop_ray()
     assert ray.ended == 1 and not folder.exists()
     on_ray.stop_ray()
@@ -114,8 +118,10 @@ def test_ray_tells_nobody_how_many_records_there_are(ray, caplog, capfd):
     shown = capfd.readouterr()
     assert "203" not in caplog.text + shown.out + shown.err
     assert rows.seen and not any(rows.seen)
+    assert rows.dropped and not any(rows.dropped), "one record would take its block with it"
     for context in (ray.context, rows.context):  # and what was set before is set again
         assert all(getattr(context, name) for name in FLAGS)
+        assert context.max_errored_blocks == -1
     logging.getLogger("ray.data").warning("after it")
     assert "after it" in caplog.text
 

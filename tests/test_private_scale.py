@@ -236,6 +236,8 @@ def test_every_record_has_one_owner_whatever_its_place(unit: str):
     copies = [Record(image=r.image.copy(), label=r.label, unit=r.unit) for r in data]
     assert owners == [owner(copy, unit, 4) for copy in copies]
     if unit == "user":
+        odd = Record(image=data[0].image, label=None, unit="a\ud800")  # as JSON may hold
+        assert owner(odd, unit, 4) in range(4)
         assert len({(r.unit, o) for r, o in zip(data, owners, strict=True)}) == 100
 
 

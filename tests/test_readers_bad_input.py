@@ -90,7 +90,7 @@ def blank_jsonl(root):
     "write", [empty_folder, empty_npz, empty_parquet, empty_csv, empty_file, blank_jsonl]
 )
 def test_a_path_with_nothing_in_it_is_a_usage_error(write, tmp_path):
-    assert "nothing in" in refused(write(tmp_path), UsageError).found
+    assert "none in" in refused(write(tmp_path), UsageError).found
 
 
 def test_what_is_not_there_or_of_no_known_format(tmp_path):

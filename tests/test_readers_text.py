@@ -110,6 +110,29 @@ def test_a_user_is_the_first_folder_however_deep_their_files_lie(tmp_path: Path)
     assert [r.unit for r in read.records()] == texts
 
 
+def test_a_folder_is_a_user_as_a_cell_of_a_table_is(tmp_path: Path):
+    for name in ("alice", "alice ", " "):
+        write_folder(tmp_path / name, TEXTS[:1])
+        Image.new("L", (4, 4)).save(tmp_path / name / "1.png")
+    with pytest.raises(DataError, match="the unit it belongs to"):
+        opened(tmp_path, unit_column="folder").check()
+    found = opened(tmp_path, unit_column="folder", skip_unreadable=True).records()
+    assert [r.unit for r in found] == ["alice", "alice"]
+    for letter in tmp_path.rglob("*.txt"):
+        letter.unlink()
+    read = open_dataset(tmp_path, image_shape=(1, 4, 4), unit_column="folder", skip_unreadable=True)
+    assert [r.unit for r in read.records()] == ["alice", "alice"]
+
+
+def test_a_file_that_cannot_be_opened_is_left_out_like_any_other(tmp_path: Path):
+    folder = write_folder(tmp_path / "folder", TEXTS)
+    (folder / "loud.TXT").write_text(TEXTS[0])
+    (folder / "memory.txt").symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=r"memory\.txt"):
+        opened(folder).check()
+    assert sorted(texts_of(folder, skip_unreadable=True)) == sorted([*TEXTS, TEXTS[0]])
+
+
 def test_bytes_that_are_not_utf8_are_an_error_or_left_out(tmp_path: Path):
     folder = write_folder(tmp_path / "folder", TEXTS)
     (folder / "bad.txt").write_bytes(b"caf\xe9")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from hyperdp.cli._options import split_classes
 from hyperdp.errors import UsageError
@@ -52,6 +55,72 @@ def open_checked(reading: Reading, bundle: Bundle | TextBundle) -> Dataset | Tex
     dataset = _open(reading, bundle)
     dataset.check()
     return dataset
+
+
+def charged_to(opened: Dataset | TextDataset, dataset: str | None) -> str:
+    """The name that a dataset's budget is charged to; where it lies is noted for this account.
+
+    Args:
+        opened: the dataset.
+        dataset: `--dataset`; its path is its name where that is None.
+    """
+    from hyperdp import keys
+
+    name = dataset or str(opened.path)
+    own = keys.dataset_fingerprint(name)
+    if dataset is not None and os.environ.get("RANK", "0") == "0":
+        for path, other in keys.spent_sources():
+            if other != own and keys.overlap(opened.path, path):
+                known = keys.known_name(other) or str(path)
+                typer.echo(
+                    f"warning: data at {path} has spent the budget of {known!r}. Where it is the "
+                    f"same data, charge it to that name: {name!r} is another dataset.",
+                    err=True,
+                )
+                break
+    keys.remember_source(own, opened.path)
+    return name
+
+
+def check_out(out: Path, data: Path, *, option: str = "--out", new: bool = False) -> None:
+    """Refuse, before data is read, an output among the records or on top of something.
+
+    Args:
+        out: to be written.
+        data: what is read.
+        option: that named `out`.
+        new: whether it must not exist, or be an empty folder.
+
+    Raises:
+        UsageError: it lies in the data, or holds something.
+    """
+    place, source = out.expanduser().resolve(), data.expanduser().resolve()
+    if place == source or source in place.parents:
+        raise UsageError(
+            expected=f"{option} outside of the data",
+            found=f"'{out}' in '{data}', whose next reading would find it among the records",
+            todo=f"Choose another {option}; nothing has been spent.",
+        )
+    if new and place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UsageError(
+            expected=f"an empty or new folder for {option}",
+            found=f"'{out}', which holds something",
+            todo=f"Choose another {option}; nothing has been spent.",
+        )
+
+
+def check_one_process(command: str) -> None:
+    """Refuse a launcher's several processes where a command is for one.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise UsageError(
+            expected=f"one process for `hyperdp {command}`",
+            found=f"{count}, as a launcher started them",
+            todo="Start it by itself; `hyperdp release` is what several processes share.",
+        )
 
 
 def _open(reading: Reading, bundle: Bundle | TextBundle) -> Dataset | TextDataset:

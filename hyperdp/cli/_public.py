@@ -105,8 +105,8 @@ def read_public(
         label_column: of their labels.
 
     Raises:
-        UsageError: no such path, labels without records, or records that this account has made a
-            private release of.
+        UsageError: no such path, labels without records, fewer than 100 records, or records that
+            this account has made a private release of.
         DataError: a record cannot be read, or has no such column.
     """
     if source is None:
@@ -119,11 +119,13 @@ def read_public(
         return None
     import torch
 
-    from hyperdp.ledger import ledger_file
+    from hyperdp import keys
     from hyperdp.private.readers import open_dataset, open_text_dataset
+    from hyperdp.private.reweight import FEWEST_RECORDS
     from hyperdp.text_bundle import TextBundle
 
-    if ledger_file(str(Path(source).expanduser().resolve())) is not None:
+    place = Path(source).expanduser().resolve()
+    if any(keys.overlap(place, path) for path, _ in keys.spent_sources()):
         raise UsageError(
             expected="--public records that are public",
             found=f"'{source}', of which a private release was made: it would be read without "
@@ -140,4 +142,10 @@ def read_public(
         images = list(open_dataset(source, image_shape=shape, label_column=label_column).records())
         records = [torch.from_numpy(image.image) for image in images]
         labels = [image.label for image in images]
+    if len(records) < FEWEST_RECORDS:
+        raise UsageError(
+            expected=f"at least {FEWEST_RECORDS} public records",
+            found=str(len(records)),
+            todo="Give more; thousands are good. Nothing has been spent.",
+        )
     return Public(records=torch.stack(records), labels=None if label_column is None else labels)

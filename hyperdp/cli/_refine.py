@@ -9,7 +9,7 @@ import typer
 
 from hyperdp.cli._bars import steps_bar
 from hyperdp.cli._emitting import Emitted, next_step
-from hyperdp.cli._opening import open_checked
+from hyperdp.cli._opening import charged_to, check_one_process, check_out, open_checked
 from hyperdp.cli._options import default_ledger
 from hyperdp.cli._refining import Refinement
 from hyperdp.cli._releasing import (
@@ -58,6 +58,8 @@ def refine(
             todo="Leave --label-column and --classes out, or --refine.",
         )
     budget = request.budget()
+    check_one_process("private --refine")
+    check_out(request.out, request.data)
     dataset = open_checked(request.reading(), bundle)
     out = request.out.parent
     with signal_warnings(), steps_bar() as bar:
@@ -70,7 +72,7 @@ def refine(
             budget=budget,
             ledger=Ledger(request.ledger or default_ledger()),
             out=out,
-            dataset=request.dataset or str(dataset.path),
+            dataset=charged_to(dataset, request.dataset),
             inverted=request.invert,
             allow_weak_delta=request.allow_weak_delta,
             pace=Pace(microbatch=microbatch),

@@ -75,7 +75,7 @@ def settle(request: RefineRequest, bundle: Bundle | TextBundle, epsilon: float) 
         epsilon: ε of the whole budget.
 
     Raises:
-        UsageError: no public size, or bad settings.
+        UsageError: no public size, or one that is none; bad settings.
         BundleError: the table is damaged or another bundle's.
     """
     from hyperdp.hybrid_table import load_hybrid
@@ -91,6 +91,10 @@ def settle(request: RefineRequest, bundle: Bundle | TextBundle, epsilon: float) 
             found="none",
             todo="Give what everybody knows, or a guess; a wrong one costs accuracy, never "
             "privacy. It cannot be counted from the data, which is private.",
+        )
+    if request.size < 1:
+        raise UsageError(
+            expected="--size of at least 1", found=str(request.size), todo="Correct --size."
         )
     table = load_hybrid(bundle.path, bundle.hash)
     cell = None

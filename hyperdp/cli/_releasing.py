@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from hyperdp.cli._opening import Reading, open_checked
+from hyperdp.cli._opening import Reading, charged_to, check_out, open_checked
 from hyperdp.cli._options import default_ledger
 from hyperdp.errors import UsageError
 
@@ -105,7 +105,9 @@ def make_release(request: ReleaseRequest, bundle: Bundle | TextBundle) -> Releas
     """
     from hyperdp.ledger import Ledger
 
-    dataset, budget = open_checked(request.reading(), bundle), request.budget()
+    budget = request.budget()  # what is wrong with the words is told before the data is read
+    check_out(request.out, request.data)
+    dataset = open_checked(request.reading(), bundle)
     shape = getattr(bundle.config, "image_shape", ())
     if shape[:1] == (1,) and not request.invert and os.environ.get("RANK", "0") == "0":
         typer.echo(LIGHT_ON_DARK, err=True)
@@ -116,7 +118,7 @@ def make_release(request: ReleaseRequest, bundle: Bundle | TextBundle) -> Releas
             budget=budget,
             ledger=Ledger(request.ledger or default_ledger()),
             out=request.out,
-            dataset=request.dataset or str(dataset.path),
+            dataset=charged_to(dataset, request.dataset),
             classes=dataset.classes,
             allow_weak_delta=request.allow_weak_delta,
             inverted=request.invert,

@@ -55,6 +55,13 @@ def drift_command(
             found=" and ".join(", ".join(side.classes or ["none"]) for side in sides),
             todo="Compare releases of one source with one --classes.",
         )
+    units = [side.certificate.unit for side in sides]
+    if units[0] != units[1]:
+        raise UsageError(
+            expected="one unit of privacy in both releases: what a mean is of depends on it",
+            found=" and ".join(f"unit {unit}" for unit in units),
+            todo="Compare releases of one source with one --unit-column, or with none.",
+        )
     if sides[0].certificate.inverted != sides[1].certificate.inverted:
         raise UsageError(
             expected="both releases made with --invert, or neither",

@@ -11,6 +11,7 @@ import typer
 
 from hyperdp.cli import _options as o
 from hyperdp.cli._bars import steps_bar
+from hyperdp.cli._opening import charged_to, check_one_process, check_out
 
 _LOOP_PANEL = "The iterations: public, and chosen before anything of this dataset was released"
 
@@ -89,6 +90,10 @@ def evolve_command(
     )
     unit: Literal["record", "user"] = "record" if unit_column is None else "user"
     budget = PrivacyBudget(epsilon=epsilon, delta=delta, adjacency=adjacency, unit=unit)
+    check_one_process("evolve")
+    check_out(out, data)
+    if images is not None:
+        check_out(images, data, option="--images", new=True)
     loaded = load_bundle(bundle)
     opened = open_dataset(
         data,
@@ -109,7 +114,7 @@ def evolve_command(
             budget=budget,
             ledger=Ledger(ledger or o.default_ledger()),
             out=out,
-            dataset=dataset or str(opened.path),
+            dataset=charged_to(opened, dataset),
             allow_weak_delta=allow_weak_delta,
             inverted=invert,
             progress=lambda done, _: bar.update(task, completed=done),

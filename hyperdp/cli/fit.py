@@ -12,7 +12,7 @@ from hyperdp.cli import _options as o
 from hyperdp.cli._bars import steps_bar
 from hyperdp.cli._device import OnDevice, on_device
 from hyperdp.cli._emitting import next_step
-from hyperdp.cli._opening import Reading, open_checked
+from hyperdp.cli._opening import Reading, charged_to, check_one_process, check_out, open_checked
 
 _STEPS_PANEL = "The steps: public, and chosen before anything of this dataset was released"
 
@@ -134,6 +134,8 @@ def fit_command(
         unit_column=unit_column,
         skip_unreadable=skip_unreadable,
     )
+    check_one_process("fit")
+    check_out(out, data)
     opened = open_checked(reading, loaded)
     with steps_bar() as bar:
         task = bar.add_task("steps", total=steps, epsilon=0.0)
@@ -144,7 +146,7 @@ def fit_command(
             budget=budget,
             ledger=Ledger(ledger or o.default_ledger()),
             out=out,
-            dataset=dataset or str(opened.path),
+            dataset=charged_to(opened, dataset),
             start=None if init is None else Release.load(init),
             allow_weak_delta=allow_weak_delta,
             pace=Pace(microbatch=microbatch),

@@ -108,6 +108,7 @@ def private_command(
 
     Example: hyperdp private scans/ -e 8 -d 1e-5 -o out/scans --refine prism --size 2000
     """
+    from hyperdp import keys
     from hyperdp.guard import load_guard
     from hyperdp.text_bundle import open_bundle
 
@@ -142,16 +143,24 @@ def private_command(
             todo="Leave one of them out; nothing has been spent.",
         )
     begun = refine_by is not None and (out / ".adapter.run").is_dir()
+    if not begun and (out / "release" / "certificate.json").is_file():
+        raise UsageError(
+            expected="an empty or new folder to write to",
+            found=f"'{out}', which holds a release that was paid for",
+            todo=f"Go on from it: `hyperdp emit {out / 'release'} -o {out / 'adapter'}`, with what "
+            "you said of bundle and public records. Nothing more has been spent.",
+        )
     if out.exists() and not begun and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(
             expected="an empty or new folder to write to",
             found=f"'{out}', which holds something",
             todo="Choose another --out; nothing has been spent.",
         )
-    if public is not None and Path(public).resolve() == data.resolve():
+    places = [Path(place).expanduser().resolve() for place in (public or "", data)]
+    if public is not None and keys.overlap(*places):
         raise UsageError(
             expected="--public records that are public",
-            found="the private dataset itself, which would be read without privacy",
+            found="the private dataset itself, or a part of it: read without privacy",
             todo="Name public records, such as those of `hyperdp pretrain public`.",
         )
     loaded = on_device(open_bundle(bundle), device)
@@ -170,6 +179,7 @@ def private_command(
             clip_norm=clip_norm,
             lr=lr,
         )
+        request.budget()  # refuses an ε that is none, which the table knows nothing of
         settled = settle(steps_asked, loaded, epsilon)
         typer.echo(settled.told, err=True)
         if settled.config is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from hyperdp.budget import Unit
 from hyperdp.errors import DataError, HyperdpError
+from hyperdp.private.embed import silent_logs
 from hyperdp.private.forms import Form
 from hyperdp.private.learners.poisson import PoissonSampler, choose_each
 from hyperdp.private.records import AnyRecord
@@ -52,7 +54,9 @@ class Units:
             todo="Try the reader on public data of the same form. The budget is spent.",
         )
         try:
-            found = _read(records, form, unit)
+            with silent_logs(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = _read(records, form, unit)
         except HyperdpError as error:
             failure = error
         except Exception:  # noqa: BLE001, S110  # even its type may depend on a record

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hyperdp.errors import DataError, UsageError
+from hyperdp.private.embed import silent_logs
 from hyperdp.private.readers.arrays import NpzRows
 from hyperdp.private.readers.arrow import huggingface, parquet
 from hyperdp.private.readers.folder import FolderRows, kind_of
@@ -94,12 +95,12 @@ class Dataset:
     def check(self) -> None:
         """Read every record and keep none, so that a bad one is found before a budget is spent.
 
-        Where records that cannot be read are left out, there is nothing to find.
+        Where records that cannot be read are left out, a file that is damaged as a whole is found.
 
         Raises:
             DataError: as `records` does.
         """
-        if not self.skip_unreadable:
+        with silent_logs():  # a library's line of a record would tell how many are left out
             for _ in self.records():
                 pass
 
@@ -221,12 +222,13 @@ def _open_folder(path: Path, given: Path, columns: Columns) -> RowSource:
     return TableRows(FOLDERS[kind](path), columns)
 
 
-def nothing(path: str | Path) -> UsageError:
-    """The error of a path with nothing in it."""
+def nothing(path: str | Path, noun: str = "image") -> UsageError:
+    """The error of a path with no record of a bundle's kind in it."""
+    other = "images" if noun == "document" else "texts"
     return UsageError(
-        expected="a dataset with at least one record",
-        found=f"nothing in '{path}'",
-        todo="Check the path.",
+        expected=f"a dataset with at least one {noun}",
+        found=f"none in '{path}'",
+        todo=f"Check the path; {other} want a bundle of {other} (--bundle).",
     )
 
 

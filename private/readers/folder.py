@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from hyperdp.errors import DataError, UsageError
 from hyperdp.private.readers.arrow import shards
-from hyperdp.private.readers.rows import Columns, Row, pick
+from hyperdp.private.readers.rows import Columns, Row, as_text, pick
 
 FOLDER_COLUMN = "folder"
 HUGGING_FACE = {"state.json", "dataset_info.json"}
@@ -51,7 +51,7 @@ class FolderRows:
         """Yield one row a file, in the order of their paths."""
         for path in self._files:
             relative = path.relative_to(self._root)
-            folder = relative.parts[0] if len(relative.parts) > 1 else None
+            folder = as_text(relative.parts[0]) if len(relative.parts) > 1 else None
             yield Row(
                 where=f"the file '{relative}'",
                 image=path,

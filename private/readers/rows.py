@@ -84,6 +84,7 @@ def pick(
         DataError: there is none of that name.
     """
     wanted = usual if asked is None else (asked,)
+    other = "texts" if usual == IMAGE_COLUMNS else "images"
     for name in wanted:
         if name in present:
             return name
@@ -92,7 +93,8 @@ def pick(
         found="the columns " + ", ".join(map(repr, present))
         if tell
         else f"{len(present)} columns, none of that name",
-        todo=f"Name one of them with {option}." if tell else f"Name the column with {option}.",
+        todo=f"Name {'one of them' if tell else 'the column'} with {option}"
+        + (f"; {other} want a bundle of {other} (--bundle)." if asked is None else "."),
     )
 
 

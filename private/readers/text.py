@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyperdp.errors import DataError, UsageError
+from hyperdp.private.embed import silent_logs
 from hyperdp.private.readers.dataset import FOLDERS, TABLES, check_row, nothing
 from hyperdp.private.readers.folder import kind_of, list_files
-from hyperdp.private.readers.rows import TEXT_COLUMNS, Columns, Row, RowSource
+from hyperdp.private.readers.rows import TEXT_COLUMNS, Columns, Row, RowSource, as_text
 from hyperdp.private.readers.tables import TableRows
 from hyperdp.private.records import TextRecord
 
@@ -70,7 +72,7 @@ class TextFolderRows:
                     todo="Give a table instead, or leave the option out.",
                 )
         found = list_files(path)
-        self._files = [file for file in found if file.suffix == ".txt" and file.is_file()]
+        self._files = [file for file in found if file.suffix.lower() == ".txt" and file.is_file()]
 
     def count(self) -> int:
         """Number of files."""
@@ -80,12 +82,12 @@ class TextFolderRows:
         """Yield one row a file; what is not UTF-8 stays bytes."""
         for file in self._files:
             relative = file.relative_to(self._path)
-            folder = relative.parts[0] if len(relative.parts) > 1 else None
-            raw = file.read_bytes()
-            try:
-                document: object = raw.decode("utf-8-sig")
-            except UnicodeDecodeError:
-                document = raw
+            folder = as_text(relative.parts[0]) if len(relative.parts) > 1 else None
+            document: object = None  # a file that cannot be opened holds no text
+            with suppress(OSError):
+                document = file.read_bytes()
+            with suppress(UnicodeDecodeError):
+                document = document.decode("utf-8-sig") if isinstance(document, bytes) else None
             yield Row(
                 where=f"'{relative}'",
                 image=document,
@@ -136,7 +138,7 @@ class TextDataset:
         Raises:
             DataError: as `documents` does.
         """
-        if not self.skip_unreadable:
+        with silent_logs():  # a library's line of a document would tell how many are left out
             for _ in self.documents():
                 pass
 
@@ -193,7 +195,7 @@ def open_text_dataset(
     columns = Columns(image=text_column, label=label_column, unit=unit_column)
     source = _open(resolved, Path(path), columns)
     if source.count() == 0:
-        raise nothing(path)
+        raise nothing(path, "document")
     return TextDataset(
         path=resolved,
         encode=encode,
@@ -222,6 +224,6 @@ def _open(path: Path, given: Path, columns: Columns) -> RowSource:
             todo="Convert it to one of these, or name the folder it is in.",
         )
     if path.stat().st_size == 0:
-        raise nothing(given)
+        raise nothing(given, "document")
     csv.field_size_limit(LARGEST_CELL)
     return TextTableRows(read(path), columns)
