@@ -132,12 +132,13 @@ class LabelledSet:
         """An adapter for each class, all of them together for one budget."""
         count = len(self.classes)
         if method.partition("/")[0] == DPSGD_LORA:
+            settings = self.config.lora_values(method, n=len(images), epsilon=budget.epsilon)
             return class_fits(
                 self.bundle,
                 images,
                 labels,
                 classes=count,
-                config=class_config(self.config.lora_values(method), n=len(images), classes=count),
+                config=class_config(settings, n=len(images), classes=count),
                 budget=budget,
                 progress=progress,
             )
@@ -203,16 +204,17 @@ def cell_base(config: LabelledConfig, cell: Cell, named: Callable[[], str]) -> s
     if cell.method == "hyper":
         return bundle
     values: dict[str, object] = {"steps": config.classifier_steps}
+    n, epsilon = cell.n or 1, cell.epsilon or 0.0
     if is_synthetic(cell.method):
         if cell.method in REWEIGHTED:
             values |= {"reweight": dataclasses.asdict(ReweightConfig())}
         else:
-            values |= {"lora": config.lora_values(cell.method)}
+            values |= {"lora": config.lora_values(cell.method, n=n, epsilon=epsilon)}
         values |= {"images": config.images_per_class}
         values |= {"sampling": dataclasses.asdict(config.sampling)}
         return f"{bundle}-{_digest(values)}"
     if cell.method.startswith("dpsgd"):
-        made = config.classifier(cell.method, n=cell.n or 1, epsilon=cell.epsilon or 0.0,
+        made = config.classifier(cell.method, n=n, epsilon=epsilon,
                                  image_shape=(1, 28, 28), classes=10)  # fmt: skip
         values = dataclasses.asdict(made)
     return f"{'wrn' if cell.method.startswith('dpsgd') else 'cnn'}-{_digest(values)}"

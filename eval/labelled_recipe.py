@@ -66,8 +66,9 @@ class LabelledConfig:
         dpsgd: the other values of its `ClassifierConfig`. network: of its `NetworkConfig`.
         from_public: what `dpsgd_from_public` has otherwise: a start that is good is lost again by
             the steps and rates that a fresh one needs.
-        at: what a `method` (dpsgd or dpsgd_from_public) has otherwise at an `epsilon`, an `n`, or
-            both: a table each, of these and of values. Later ones win, and variants over all.
+        at: what a `method` (dpsgd, dpsgd_from_public or dpsgd_lora) has otherwise at an `epsilon`,
+            an `n`, or both: a table each, of these and of values. Later ones win, and variants over
+            all.
         variants: name → values of its method that a variant has otherwise, for tuning and ablation.
     """
 
@@ -101,11 +102,9 @@ class LabelledConfig:
                 todo="Correct the recipe.",
             )
         for entry in self.at:
-            if entry.get("method") not in ("dpsgd", FROM_PUBLIC) or not {"epsilon", "n"} & set(
-                entry
-            ):
+            if entry.get("method") not in VARIED or not {"epsilon", "n"} & set(entry):
                 raise UsageError(
-                    expected=f"`at` with a method, dpsgd or {FROM_PUBLIC}, and an epsilon or an n",
+                    expected=f"`at` with one of {', '.join(VARIED)}, and an epsilon or an n",
                     found=str(entry),
                     todo="Correct the recipe.",
                 )
@@ -116,14 +115,25 @@ class LabelledConfig:
                 todo="Add it to the recipe.",
             )
 
-    def lora_values(self, method: str) -> dict[str, Any]:
-        """The settings of a `dpsgd_lora…` method, as `class_config` takes them.
+    def _changes(self, method: str, *, n: int, epsilon: float) -> dict[str, Any]:
+        """What a method has otherwise in a cell: by `at`, and by its variant."""
+        name, _, variant = method.partition("/")
+        cell = {"method": name, "epsilon": epsilon, "n": n}
+        changes: dict[str, Any] = {}
+        for entry in self.at:
+            if all(entry.get(key, value) == value for key, value in cell.items()):
+                changes |= {key: value for key, value in entry.items() if key not in cell}
+        return changes | (self.variants[variant] if variant else {})
+
+    def lora_values(self, method: str, *, n: int, epsilon: float) -> dict[str, Any]:
+        """The settings of a `dpsgd_lora…` method in a cell, as `class_config` takes them.
 
         Args:
             method: with its variant's name after the stroke.
+            n: records of the cell; public in a benchmark.
+            epsilon: of the cell.
         """
-        _, _, variant = method.partition("/")
-        return {**self.lora, **(self.variants[variant] if variant else {})}
+        return {**self.lora, **self._changes(method, n=n, epsilon=epsilon)}
 
     def classifier(
         self,
@@ -143,13 +153,11 @@ class LabelledConfig:
             image_shape: [C, H, W].
             classes: L.
         """
-        name, _, variant = method.partition("/")
-        changes = {**self.from_public} if name == FROM_PUBLIC else {}
-        cell = {"method": name, "epsilon": epsilon, "n": n}
-        for entry in self.at:
-            if all(entry.get(key, value) == value for key, value in cell.items()):
-                changes |= {key: value for key, value in entry.items() if key not in cell}
-        changes |= self.variants[variant] if variant else {}
+        public = method.partition("/")[0] == FROM_PUBLIC
+        changes = {
+            **(self.from_public if public else {}),
+            **self._changes(method, n=n, epsilon=epsilon),
+        }
         network = {**self.network, **changes.pop("network", {})}
         lists = {key: tuple(value) for key, value in network.items() if isinstance(value, list)}
         share = changes.pop("share", self.share)
@@ -213,10 +221,11 @@ def read_labelled_recipe(
         sampling = SamplingConfig(**values.pop("sampling", {}))
         config = LabelledConfig(**values, sampling=sampling)
         for method in config.methods:  # so that a bad value is found before the first cell
-            if method.partition("/")[0] == DPSGD_LORA:
-                class_config(config.lora_values(method), n=max(config.n), classes=10)
-            elif method.startswith("dpsgd"):
-                for n, epsilon in itertools.product(config.n, config.epsilon):
+            for n, epsilon in itertools.product(config.n, config.epsilon):
+                if method.partition("/")[0] == DPSGD_LORA:
+                    values = config.lora_values(method, n=n, epsilon=epsilon)
+                    class_config(values, n=n, classes=10)
+                elif method.startswith("dpsgd"):
                     config.classifier(
                         method, n=n, epsilon=epsilon, image_shape=(1, 28, 28), classes=10
                     )

@@ -1,11 +1,14 @@
-"""The privacy–utility curve that `hyperdp plan` draws."""
+"""The privacy–utility curve that `hyperdp plan` draws, and the tasks that it goes by."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from hyperdp.images import to_uint8
 from hyperdp.plan import INTERVAL, Plan
 
 INK, BAND, MARK, CONTROL = "#1f2937", "#9db7e8", "#2456b8", "#b45309"
@@ -69,4 +72,30 @@ def draw_plan(plan: Plan, path: Path, *, title: str, wanted: float) -> Path:
     figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+    return path
+
+
+def draw_tasks(samples: Tensor, gains: list[float | None], path: Path) -> Path:
+    """Writes a row of records for each public task of a forecast, the least gain first.
+
+    Args:
+        samples: float32 [T, S, C, H, W] in [-1, 1].
+        gains: recovered gain of each with hardly any noise, None where there is none.
+        path: .png, .svg or .pdf.
+    """
+    order = sorted(range(len(gains)), key=lambda t: (gains[t] is None, gains[t] or 0.0))
+    tasks, shown, *_ = samples.shape
+    figure = Figure(figsize=(0.55 * shown + 0.9, 0.6 * tasks), layout="constrained")
+    for row, axes in enumerate(figure.subplots(tasks, 1, squeeze=False)[:, 0]):
+        pixels = to_uint8(samples[order[row]])  # [S, H, W, C]
+        strip = np.concatenate(list(pixels), axis=1)
+        axes.imshow(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray")
+        gain = gains[order[row]]
+        label = "none" if gain is None else f"{gain:.2f}"
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", color=INK)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
     return path

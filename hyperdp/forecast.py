@@ -85,6 +85,14 @@ class ForecastTable:
         lora = np.array(self.lora)[kept].reshape(shape)
         return np.asarray((base - figures[kept]) / (base - lora))
 
+    def best_gains(self) -> list[float | None]:
+        """Each task's gain with the most units and the least noise; None where LoRA wins nothing.
+
+        In the order of the tasks.
+        """
+        found = iter(self.gain(np.array(self.hyper)[:, -1, 0]))
+        return [float(next(found)) if kept else None for kept in self.kept]
+
     def figures_at(self, units: float, noise_std: float) -> Float:
         """Every task's figure at any size and noise level, float64 [T].
 

@@ -177,6 +177,40 @@ def measure_task(
     return figures
 
 
+def task_seed(config: ForecastConfig, index: int) -> int:
+    """A task's own seed: the same whoever comes to it."""
+    return 1_000_003 * config.seed + index
+
+
+def draw_task(sampler: TaskSampler, config: ForecastConfig, index: int) -> Tensor:
+    """All records of one task, float32 [max(units) + queries, C, H, W]."""
+    records = max(config.units) + config.queries
+    rng = torch.Generator().manual_seed(task_seed(config, index))
+    return sampler.draw(1, records, rng)[0]
+
+
+def sample_tasks(
+    corpus: Corpus, config: ForecastConfig, shown: int, *, progress: Progress | None = None
+) -> Tensor:
+    """The first records of every task of a table, for people to look at.
+
+    Args:
+        corpus: as in `make_tables`.
+        config: with which the table was made.
+        shown: records of each.
+        progress: called with (tasks done, tasks in all).
+
+    Returns:
+        float32 [T, shown, C, H, W].
+    """
+    sampler, parts = TaskSampler(corpus, 1, config.mix), []
+    for index in range(config.tasks):
+        parts.append(draw_task(sampler, config, index)[:shown])
+        if progress is not None:
+            progress(index + 1, config.tasks)
+    return torch.stack(parts)
+
+
 def make_tables(
     bundle: Bundle,
     corpus: Corpus,
@@ -209,12 +243,10 @@ def make_tables(
     sampler = TaskSampler(corpus, 1, config.mix)
 
     def measure(index: int) -> Figures:
-        seed = 1_000_003 * config.seed + index  # a task's own: the same whoever comes to it
-        records = max(config.units) + config.queries
-        images = sampler.draw(1, records, torch.Generator().manual_seed(seed))[0]
         return measure_task(
-            bundle, images, config, nonprivate=nonprivate, measures=measures, seed=seed
-        )
+            bundle, draw_task(sampler, config, index), config,
+            nonprivate=nonprivate, measures=measures, seed=task_seed(config, index),
+        )  # fmt: skip
 
     done = TaskFiles(folder, what).fill(config.tasks, measure, progress)
     return [

@@ -59,6 +59,7 @@ LABELLED = {
     "tune-classifier-eps1",
     "tune-from-public",
     "tune-by-budget",
+    "tune-labelled-lora",
     "labelled-fashion",
 }
 

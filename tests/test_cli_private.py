@@ -179,6 +179,8 @@ def test_no_part_of_what_was_released_is_taken_for_public_by_whatever_name(
     emit = ["emit", str(out), "-b", str(tmp_path / "bundle"), "-o", str(tmp_path / "a")]
     assert run([*emit, "--public", public]) == 2
     assert "a private release was made" in capsys.readouterr().err
+    assert run(["pretrain", "images", "data/a", "-o", str(tmp_path / "corpus")]) == 2
+    assert "a private release was made" in capsys.readouterr().err
     other = ["private", "data/a/x.npz", *words, "--dataset", "other", "-o", str(tmp_path / "p")]
     assert run([*other, "--public", public]) == 2
     assert "a part of it" in capsys.readouterr().err

@@ -284,8 +284,14 @@ def test_a_variant_of_class_fits_has_its_own_values_and_its_own_rows(config):
         config, lora={"steps": 4, "share": 0.5}, variants={"quick": {"steps": 2, "lr": 0.1}},
         methods=["dpsgd_lora", "dpsgd_lora/quick"],
     )  # fmt: skip
-    assert tuned.lora_values("dpsgd_lora") == {"steps": 4, "share": 0.5}
-    assert tuned.lora_values("dpsgd_lora/quick") == {"steps": 2, "share": 0.5, "lr": 0.1}
+    cell = {"n": 100, "epsilon": 1.0}
+    assert tuned.lora_values("dpsgd_lora", **cell) == {"steps": 4, "share": 0.5}
+    quick = {"steps": 2, "share": 0.5, "lr": 0.1}
+    assert tuned.lora_values("dpsgd_lora/quick", **cell) == quick
+    at = replace(tuned, at=[{"method": "dpsgd_lora", "epsilon": 1.0, "lr": 0.3, "steps": 9}])
+    assert at.lora_values("dpsgd_lora", **cell) == {"steps": 9, "share": 0.5, "lr": 0.3}
+    assert at.lora_values("dpsgd_lora", n=100, epsilon=3.0) == {"steps": 4, "share": 0.5}
+    assert at.lora_values("dpsgd_lora/quick", **cell) == quick  # variants win
     bases = [
         labelled.cell_base(
             tuned, Cell(private_set="digits", method=m, n=200, epsilon=8.0, seed=0), lambda: "b"

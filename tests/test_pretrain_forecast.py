@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from hyperdp.cli._app import run
+from hyperdp.forecast import Forecast
 from hyperdp.lora import Weights
 from hyperdp.pretrain import task_files
 from hyperdp.pretrain.corpus_sample import open_sample
@@ -18,6 +22,7 @@ from hyperdp.pretrain.forecast import (
     loss_measure,
     make_tables,
     released_mean,
+    sample_tasks,
     spread_levels,
 )
 from hyperdp.pretrain.foreign import draw_foreign
@@ -131,3 +136,36 @@ def test_levels_spread_from_the_least_to_the_most_at_equal_ratios() -> None:
     assert levels[0] == 5e-4 and levels[-1] == 0.2 and len(levels) == 5
     assert np.diff(np.log(levels)) == pytest.approx(np.log(400) / 4, rel=1e-3)
     assert ForecastConfig().noise_std == spread_levels(8)
+
+
+def test_the_picture_shows_the_very_records_that_were_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, corpus = tiny_bundle(tmp_path / "tiny"), open_sample()
+    config = ForecastConfig(tasks=9, units=(4, 16), noise_std=(1e-3, 1e-1), queries=8)
+    seen: list[torch.Tensor] = []
+
+    def nonprivate(records: torch.Tensor, seed: int) -> Weights:
+        seen.append(records)
+        return {}
+
+    [made] = make_tables(
+        bundle, corpus, config, tmp_path / "work",
+        nonprivate=nonprivate, measures={"loss": loss_measure}, settings={},
+    )  # fmt: skip
+    shown = sample_tasks(corpus, config, 5)
+    assert torch.equal(shown, torch.stack([records[:5] for records in seen]))
+    lora = [base / (1 + task % 2) for task, base in enumerate(made.base)]
+    kept = dataclasses.replace(made, lora=lora)  # every other task has nothing to gain
+    gains = kept.best_gains()
+    assert [gain is None for gain in gains] == [task % 2 == 0 for task in range(9)]
+    figure = np.array(kept.hyper)[1, 1, 0]
+    assert gains[1] == pytest.approx((kept.base[1] - figure) / (kept.base[1] - kept.lora[1]))
+    Forecast(bundle="tiny", bundle_hash=bundle.hash, tables=[kept], made={}).save(bundle.path)
+    words = ["pretrain", "forecast", str(bundle.path), "--corpus", "sample"]
+    picture = tmp_path / "tasks.png"
+    assert run([*words, "--tasks", "10", "--picture", str(picture)]) == 2
+    assert "--tasks 9" in capsys.readouterr().err and not picture.exists()
+    assert run([*words, "--tasks", "9", "--picture", str(picture)]) == 0
+    with Image.open(picture) as drawn:
+        assert drawn.height > 9 * 40

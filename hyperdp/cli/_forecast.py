@@ -5,12 +5,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hyperdp.cli._bars import counting_bar
 from hyperdp.cli._device import OnDevice, on_device
+from hyperdp.errors import UsageError
+
+if TYPE_CHECKING:
+    from hyperdp.forecast import Forecast
+    from hyperdp.pretrain.corpus import Corpus
+    from hyperdp.pretrain.forecast import ForecastConfig
+
+SHOWN = 14  # records of each task in the picture
 
 
 def forecast_command(
@@ -39,6 +47,14 @@ def forecast_command(
         ),
     ] = 600,
     table: Annotated[bool, typer.Option(help="Make the table of the forecast.")] = True,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure nothing: draw records of each task beside its gain, from the forecast "
+            "that there is. --tasks, --fid and --seed as it was made with.",
+            show_default=False,
+        ),
+    ] = None,
     corpus: Annotated[
         str, typer.Option(help="The public corpus: `glyphs`, or `sample`, which ships for tests.")
     ] = "glyphs",
@@ -58,10 +74,12 @@ def forecast_command(
     processes with one --work share the tasks between them; all but one want --no-guard.
 
     Example: hyperdp pretrain forecast glyphs
+
+    Example: hyperdp pretrain forecast glyphs --tasks 9 --fid --picture tasks.png
     """
     from hyperdp.bundle import load_bundle
     from hyperdp.eval.results import provenance
-    from hyperdp.forecast import Forecast, ForecastTable
+    from hyperdp.forecast import Forecast, ForecastTable, load_forecast
     from hyperdp.pretrain.forecast import (
         ForecastConfig,
         Measure,
@@ -76,12 +94,18 @@ def forecast_command(
     folder = out if out is not None else loaded.path
     folder.mkdir(parents=True, exist_ok=True)
     public = open_recipe_corpus({"corpus": corpus})
+    config = ForecastConfig(
+        tasks=tasks, noise_std=spread_levels(levels), queries=1000 if fid else 256, seed=seed
+    )
+    if picture is not None:
+        _draw(picture, load_forecast(folder, loaded.hash), public, config)
+        return
     with counting_bar() as bar:
         if guard:
             step = bar.add_task("guard: tasks", total=3 * guard_tasks)
-            config = GuardConfig(reference=guard_tasks, calibration=2 * guard_tasks, seed=seed)
+            asked = GuardConfig(reference=guard_tasks, calibration=2 * guard_tasks, seed=seed)
             made = make_guard(
-                loaded, public, config, lambda done, _: bar.update(step, completed=done)
+                loaded, public, asked, lambda done, _: bar.update(step, completed=done)
             )
             typer.echo(f"guard in {made.save(folder)}")
         if not table:
@@ -113,12 +137,7 @@ def forecast_command(
         tables: list[ForecastTable] = make_tables(
             loaded,
             public,
-            ForecastConfig(
-                tasks=tasks,
-                noise_std=spread_levels(levels),
-                queries=1000 if fid else 256,
-                seed=seed,
-            ),
+            config,
             work,
             nonprivate=nonprivate,
             measures=measures,
@@ -132,3 +151,22 @@ def forecast_command(
     }
     forecast = Forecast(bundle=loaded.name, bundle_hash=loaded.hash, tables=tables, made=facts)
     typer.echo(f"forecast in {forecast.save(folder)}")
+
+
+def _draw(picture: Path, forecast: Forecast, public: Corpus, config: ForecastConfig) -> None:
+    from hyperdp.eval.plan_picture import draw_tasks
+    from hyperdp.pretrain.forecast import sample_tasks
+
+    gains = forecast.table().best_gains()
+    if len(gains) != config.tasks:
+        raise UsageError(
+            expected=f"--tasks {len(gains)}, which the forecast was made of",
+            found=str(config.tasks),
+            todo="Give --tasks, --fid and --seed as it was made with.",
+        )
+    with counting_bar() as bar:
+        step = bar.add_task("drawing tasks", total=config.tasks)
+        samples = sample_tasks(
+            public, config, SHOWN, progress=lambda done, _: bar.update(step, completed=done)
+        )
+    typer.echo(f"tasks in {draw_tasks(samples, gains, picture)}")

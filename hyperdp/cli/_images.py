@@ -10,6 +10,7 @@ import typer
 
 from hyperdp.cli import _options as o
 from hyperdp.cli._bars import counting_bar
+from hyperdp.cli._opening import check_public
 from hyperdp.cli._options import split_classes
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def images_command(
     from hyperdp.pretrain.image_corpus import write_images
     from hyperdp.private.readers import open_dataset
 
+    if left_out is None:  # else a part of it may be what is private, by its label
+        for path in data:
+            check_public(path, todo="Name public images, or the private labels with --leave-out.")
     shape = (channels, size, size)
     sources = [
         open_dataset(

@@ -109,6 +109,28 @@ def check_out(out: Path, data: Path, *, option: str = "--out", new: bool = False
         )
 
 
+def check_public(source: Path, *, todo: str) -> None:
+    """Refuse to read as public what this account has made a private release of, or a part of it.
+
+    Args:
+        source: what is about to be read without privacy.
+        todo: what to do instead.
+
+    Raises:
+        UsageError: it is, lies in, or holds such data.
+    """
+    from hyperdp import keys
+
+    place = source.expanduser().resolve()
+    if any(keys.overlap(place, path) for path, _ in keys.spent_sources()):
+        raise UsageError(
+            expected="public records",
+            found=f"'{source}', of which a private release was made: it would be read without "
+            "privacy, and no certificate would hold for what comes of it",
+            todo=todo,
+        )
+
+
 def check_one_process(command: str) -> None:
     """Refuse a launcher's several processes where a command is for one.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hyperdp.cli._opening import check_public
 from hyperdp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -119,19 +120,13 @@ def read_public(
         return None
     import torch
 
-    from hyperdp import keys
     from hyperdp.private.readers import open_dataset, open_text_dataset
     from hyperdp.private.reweight import FEWEST_RECORDS
     from hyperdp.text_bundle import TextBundle
 
-    place = Path(source).expanduser().resolve()
-    if any(keys.overlap(place, path) for path, _ in keys.spent_sources()):
-        raise UsageError(
-            expected="--public records that are public",
-            found=f"'{source}', of which a private release was made: it would be read without "
-            "privacy, and the certificate would not hold for what comes of it",
-            todo="Name public records, such as those of `hyperdp pretrain public`.",
-        )
+    check_public(
+        Path(source), todo="Name public records, such as those of `hyperdp pretrain public`."
+    )
     if isinstance(bundle, TextBundle):
         encode = bundle.base.tokenizer.encode
         texts = list(open_text_dataset(source, encode=encode, label_column=label_column).records())
