@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from hyperdp.errors import BundleError
+from hyperdp.errors import BundleError, UsageError
 from hyperdp.mechanism import MechanismSpec
 from hyperdp.private import on_ray
 from hyperdp.private.aggregate import aggregate
@@ -40,10 +40,13 @@ class StandIn(ModuleType):
         self.context = SimpleNamespace(**dict.fromkeys(FLAGS, True), max_errored_blocks=-1)
         self.data = ModuleType("ray.data")
         self.data.DataContext = SimpleNamespace(get_current=lambda: self.context)  # type: ignore[attr-defined]
+        self.address = "127.0.0.1"
+        self.util = SimpleNamespace(get_node_ip_address=lambda: self.address)
         self.started: list[dict[str, Any]] = []
         self.ended = 0
 
     def init(self, **options: Any) -> None:
+        assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
         self.started.append(options)
         Path(options["_temp_dir"], "log").write_text("n = 1237")
 
@@ -98,6 +101,15 @@ def test_rays_files_are_in_memory_for_this_account_alone_and_go_with_it(ray, tmp
     assert ray.ended == 1 and not folder.exists()
     on_ray.stop_ray()
     assert ray.ended == 1  # what others started is not ended
+
+
+def test_ray_that_would_listen_to_the_network_is_ended(ray, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, "MEMORY", tmp_path)
+    ray.address = "192.0.2.2"
+    with pytest.raises(UsageError, match=r"alone; found it listening at 192\.0"):
+        on_ray.start_ray(2)
+    assert ray.ended == 1 and not list(tmp_path.iterdir())
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
 
 
 def test_without_memory_for_files_they_are_temporary_ones(ray, tmp_path, monkeypatch):

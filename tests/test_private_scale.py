@@ -296,11 +296,29 @@ def ray_data():
     ray = pytest.importorskip("ray")
     from hyperdp.private import on_ray
 
+    before = _listening()
     on_ray.start_ray(4)
     [folder] = on_ray._folders
+    assert all(_is_loopback(place) for place in _listening() - before)
     yield ray.data
+    assert all(_is_loopback(place) for place in _listening() - before)
     on_ray.stop_ray()
     assert not folder.exists()
+
+
+def _listening() -> set[str]:
+    """Every address and port that a process of this machine listens at, as the kernel spells it."""
+    lines = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path("/proc/net", name).read_text(encoding="ascii").splitlines()[1:]
+    ]
+    return {fields[1] for fields in lines if fields[3] == "0A"}
+
+
+def _is_loopback(place: str) -> bool:
+    address = place.partition(":")[0]
+    return address in {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF0000" + "0100007F"}
 
 
 def _rows(data: list[Record]) -> list[dict[str, object]]:
@@ -329,6 +347,22 @@ def test_ray_refuses_what_one_process_refuses(ray_data, unit: str):
     with pytest.raises(DataError, match="not shown") as refused:
         RaySum(1)(data, bundle=BUNDLE, spec=SPEC, unit=unit, classes=CLASSES)
     assert refused.value.__cause__ is refused.value.__context__ is None
+
+
+@pytest.mark.slow
+def test_ray_drops_no_block_in_which_a_record_fails(ray_data, monkeypatch: pytest.MonkeyPatch):
+    """As an operator may have set it, one record would take all others of its block with it."""
+    from hyperdp.private.on_ray import RaySum
+
+    def upstream(row: dict[str, object]) -> dict[str, object]:
+        if row["label"] == "0":
+            raise ValueError("a very private value")
+        return row
+
+    monkeypatch.setattr(ray_data.DataContext.get_current(), "max_errored_blocks", -1)
+    data = ray_data.from_items(_rows(_data(70)), override_num_blocks=2).map(upstream)
+    with pytest.raises(DataError, match="not shown"):
+        RaySum(1)(data, bundle=BUNDLE, spec=SPEC, unit="record", classes=CLASSES)
 
 
 @pytest.mark.slow
