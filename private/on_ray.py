@@ -12,9 +12,7 @@ a cluster of your own, its session folders and where it may spill are as private
 from __future__ import annotations
 
 import atexit
-import os
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -39,13 +37,12 @@ from hyperdp.private.embed import (
     weights_hash,
 )
 from hyperdp.private.forms import Form
+from hyperdp.private.loopback import LOOPBACK, at_loopback
 from hyperdp.private.release_bundle import ReleaseBundle
 
 Batch = dict[str, Any]
 MEMORY = Path("/dev/shm")  # noqa: S108  # a file system without a disk, where Linux has one
 _folders: list[Path] = []
-_LOOPBACK = "127.0.0.1"
-_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # read on Linux too
 
 
 def start_ray(cpus: int) -> None:
@@ -67,44 +64,22 @@ def start_ray(cpus: int) -> None:
     # mkdtemp makes it for this account alone.
     made = tempfile.mkdtemp(prefix="ray-", dir=MEMORY if MEMORY.is_dir() else None)
     _folders.append(Path(made))
-    with _at_loopback():
+    with at_loopback():
         ray.init(
             num_cpus=cpus,
             include_dashboard=False,
             log_to_driver=False,
-            _node_ip_address=_LOOPBACK,
+            _node_ip_address=LOOPBACK,
             _temp_dir=made,
             _system_config={"automatic_object_spilling_enabled": False},
         )
-    if (found := str(ray.util.get_node_ip_address())) != _LOOPBACK:
+    if (found := str(ray.util.get_node_ip_address())) != LOOPBACK:
         stop_ray()
         raise UsageError(
-            expected=f"Ray to listen at {_LOOPBACK} alone",
+            expected=f"Ray to listen at {LOOPBACK} alone",
             found=f"it listening at {found}, where the network reaches un-noised embeddings",
             todo="Tell us the version of Ray; 2.50 and 2.60 are known to work. Nothing was read.",
         )
-
-
-@contextmanager
-def _at_loopback() -> Iterator[None]:
-    """Has Ray take the loopback address for this machine's own, as it does on a desktop.
-
-    Since some version after 2.50 it puts the network's address in the place of a loopback one that
-    it is given, unless it is told that there can be no cluster.
-    """
-    constants = sys.modules.get("ray._private.ray_constants")
-    before = os.environ.get(_CLUSTERS), getattr(constants, "ENABLE_RAY_CLUSTER", None)
-    os.environ[_CLUSTERS] = "0"
-    if before[1] is not None:  # it was read when Ray was imported
-        constants.ENABLE_RAY_CLUSTER = False  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        os.environ.pop(_CLUSTERS)
-        if before[0] is not None:
-            os.environ[_CLUSTERS] = before[0]
-        if before[1] is not None:
-            constants.ENABLE_RAY_CLUSTER = before[1]  # type: ignore[union-attr]
 
 
 def stop_ray() -> None:
