@@ -9,12 +9,15 @@ import numpy as np
 
 from hyperdp.budget import PrivacyBudget
 from hyperdp.errors import DataError
+from hyperdp.eval.private_sets import SCRIPT_BLOCKS
 from hyperdp.eval.results import Row
-from hyperdp.forecast import Forecast
+from hyperdp.forecast import ANY, Forecast
 from hyperdp.mechanism import MechanismSpec
 from hyperdp.plan import INTERVAL, look
 
 METRICS = {"loss": "loss", "fid": "fid"}
+LIKE = {"mnist-5k": "hand", "digits": "hand", **dict.fromkeys(SCRIPT_BLOCKS, "print")}
+"""What each private set is called to `hyperdp plan --like`, by what it is and not by what came."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,12 @@ class ForecastCheck:
         )
 
 
+def kind_of(private_set: str, forecast: Forecast) -> str:
+    """The kind of public tasks that a set is foretold by: its own, where the forecast has it."""
+    kind = LIKE.get(private_set, ANY)
+    return kind if kind in forecast.likes else ANY
+
+
 def check_forecast(
     forecast: Forecast,
     rows: Sequence[Row],
@@ -86,7 +95,7 @@ def check_forecast(
     Raises:
         DataError: no cell can be compared, or rows are of another bundle.
     """
-    table = forecast.table(quantity)
+    metric = METRICS[forecast.table(quantity).quantity]
     base = f"{forecast.bundle}-{forecast.bundle_hash[:8]}"
     if others := sorted({row.base for row in rows} - {base}):
         raise DataError(
@@ -94,7 +103,7 @@ def check_forecast(
             found=", ".join(others),
             todo="Run the bench with that bundle, or make the forecast of the other one.",
         )
-    wanted = [row for row in rows if row.metric == METRICS[table.quantity]]
+    wanted = [row for row in rows if row.metric == metric]
     marks = {(r.private_set, r.method): r.value for r in wanted if r.method in {"base", "lora"}}
     spec = MechanismSpec(embedding_dim=embedding_dim, clip_norm=clip_norm)
     cells = []
@@ -105,6 +114,7 @@ def check_forecast(
         if before is None or best is None or before <= best:
             continue
         budget = PrivacyBudget(epsilon=row.epsilon, delta=row.delta)
+        table = forecast.table(quantity, kind_of(row.private_set, forecast))
         told = look(table, spec=spec, budget=budget, units=row.n)
         cells.append(
             Foretold(
@@ -120,13 +130,13 @@ def check_forecast(
         )
     if not cells:
         raise DataError(
-            expected=f"rows of base, lora and hyper with the metric {METRICS[table.quantity]}",
+            expected=f"rows of base, lora and hyper with the metric {metric}",
             found="no set with all three",
             todo="Run the bench with the methods base, lora and hyper.",
         )
     errors = [abs(cell.realised - cell.gain) for cell in cells]
     return ForecastCheck(
-        quantity=table.quantity,
+        quantity=forecast.table(quantity).quantity,
         cells=cells,
         coverage=float(np.mean([cell.inside for cell in cells])),
         median_absolute_error=float(np.median(errors)),

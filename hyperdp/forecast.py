@@ -22,7 +22,9 @@ from hyperdp.guard import check_bundle
 Float = npt.NDArray[np.float64]
 
 FORECAST_FILE = "forecast.json"
-FORMAT = "hyperdp-forecast/1"
+FORMAT = "hyperdp-forecast/2"
+ANY = "any"
+LIKE = (ANY, "print", "hand")  # see `hyperdp.pretrain.forecast_kinds`
 LEAST_GAIN = 0.02  # share of the base's figure that LoRA must win for a gain to mean anything
 
 
@@ -32,6 +34,7 @@ class ForecastTable:
 
     Attributes:
         quantity: `loss` (held-out loss of the base model's own training) or `fid`.
+        like: what the tasks are like, one of `LIKE`.
         noise_std: S noise levels of the mean, ascending, in the embedding's units.
         units: N numbers of units behind the mean, ascending.
         base, public_mean, lora: T figures each: without adapter, under ρ(public mean) and under
@@ -40,6 +43,7 @@ class ForecastTable:
     """
 
     quantity: str
+    like: str = ANY
     noise_std: list[float]
     units: list[int]
     base: list[float]
@@ -121,22 +125,37 @@ class Forecast:
 
     Attributes:
         bundle, bundle_hash: whose they are.
-        tables: one for each quantity.
-        made: command, commit, hardware, seconds and settings.
+        tables: one for each quantity and kind of tasks.
+        made: kind of tasks → command, commit, hardware, seconds and settings.
     """
 
     bundle: str
     bundle_hash: str
     tables: list[ForecastTable]
-    made: dict[str, Any]
+    made: dict[str, dict[str, Any]]
 
-    def table(self, quantity: str | None = None) -> ForecastTable:
+    @property
+    def likes(self) -> list[str]:
+        """The kinds of tasks that there are tables of."""
+        return list(dict.fromkeys(table.like for table in self.tables))
+
+    def table(self, quantity: str | None = None, like: str = ANY) -> ForecastTable:
         """The table of a quantity; FID's where there is one when None, and the loss's otherwise.
+
+        Args:
+            quantity: `loss` or `fid`.
+            like: the kind of tasks.
 
         Raises:
             UsageError: there is no such table.
         """
-        known = {table.quantity: table for table in self.tables}
+        if like not in self.likes:
+            raise UsageError(
+                expected=f"--like out of {', '.join(self.likes)}, which this forecast has",
+                found=repr(like),
+                todo="Take one of these, or make it: `hyperdp pretrain forecast --like`.",
+            )
+        known = {table.quantity: table for table in self.tables if table.like == like}
         name = quantity or ("fid" if "fid" in known else "loss")
         if name not in known:
             raise UsageError(
@@ -145,6 +164,14 @@ class Forecast:
                 todo="Make it with `hyperdp pretrain forecast --fid`.",
             )
         return known[name]
+
+    def without(self, like: str) -> Forecast:
+        """The forecast less the tables of one kind of tasks, to put new ones in."""
+        return dataclasses.replace(
+            self,
+            tables=[table for table in self.tables if table.like != like],
+            made={kind: facts for kind, facts in self.made.items() if kind != like},
+        )
 
     def save(self, folder: Path) -> Path:
         """Writes `forecast.json` and returns its path."""

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from hyperdp.bundle import Bundle
 from hyperdp.encoder import clip
-from hyperdp.forecast import ForecastTable
+from hyperdp.forecast import ANY, ForecastTable
 from hyperdp.guard import COUNT_WEIGHT
 from hyperdp.lora import Weights, adapters
 from hyperdp.pretrain.corpus import Corpus
+from hyperdp.pretrain.forecast_kinds import draw_like
 from hyperdp.pretrain.task_files import Figures, Progress, TaskFiles
 from hyperdp.pretrain.tasks import TaskMix, TaskSampler
 
@@ -58,14 +59,16 @@ class ForecastConfig:
 
     Attributes:
         tasks: T; an 80 % interval needs 9 that LoRA gains something on.
+        like: what they are like, see `hyperdp.pretrain.forecast_kinds`.
         units: numbers of units; the largest is what non-private LoRA is trained on.
         noise_std: noise levels of the mean.
         queries: held-out records of each task.
-        mix: how often each kind of task is drawn.
+        mix: how often each kind of task is drawn, of those that are like any.
         seed: of the draws.
     """
 
     tasks: int = 24
+    like: str = ANY
     units: tuple[int, ...] = (64, 256, 2048)
     noise_std: tuple[float, ...] = dataclasses.field(default_factory=lambda: spread_levels(8))
     queries: int = 256
@@ -184,9 +187,12 @@ def task_seed(config: ForecastConfig, index: int) -> int:
 
 def draw_task(sampler: TaskSampler, config: ForecastConfig, index: int) -> Tensor:
     """All records of one task, float32 [max(units) + queries, C, H, W]."""
-    records = max(config.units) + config.queries
     rng = torch.Generator().manual_seed(task_seed(config, index))
-    return sampler.draw(1, records, rng)[0]
+    if config.like == ANY:
+        return sampler.draw(1, max(config.units) + config.queries, rng)[0]
+    return draw_like(
+        sampler, config.like, index, records=max(config.units), queries=config.queries, rng=rng
+    )
 
 
 def sample_tasks(
@@ -234,9 +240,12 @@ def make_tables(
         settings: of `nonprivate` and `measures`, so that other settings are measured anew.
         progress: called with (tasks done, tasks in all).
     """
+    asked = {**dataclasses.asdict(config), "tasks": None}
+    if config.like == ANY:  # as it was before there were kinds: finished tasks stay
+        del asked["like"]
     what = {
         "bundle": bundle.hash,
-        "config": {**dataclasses.asdict(config), "tasks": None},
+        "config": asked,
         "measures": sorted(measures),
         "settings": dict(settings),
     }
@@ -252,6 +261,7 @@ def make_tables(
     return [
         ForecastTable(
             quantity=quantity,
+            like=config.like,
             noise_std=list(config.noise_std),
             units=list(config.units),
             base=[task[quantity]["base"] for task in done],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,6 +28,13 @@ def forecast_command(
         typer.Option("--out", "-o", help="Folder of the files; the bundle's own by default."),
     ] = None,
     tasks: Annotated[int, typer.Option(min=9, help="Held-out public tasks of the table.")] = 24,
+    like: Annotated[
+        Literal["any", "print", "hand"],
+        typer.Option(
+            help="What the tasks are like: of every kind, printed scripts, or a few characters by "
+            "many hands. Tables of other kinds are kept; `plan --like` chooses."
+        ),
+    ] = "any",
     lora_steps: Annotated[
         int, typer.Option(min=1, help="Steps of non-private LoRA; the benchmark's are 1500.")
     ] = 1500,
@@ -51,7 +58,7 @@ def forecast_command(
         Path | None,
         typer.Option(
             help="Measure nothing: draw records of each task beside its gain, from the forecast "
-            "that there is. --tasks, --fid and --seed as it was made with.",
+            "that there is. --tasks, --like, --fid and --seed as it was made with.",
             show_default=False,
         ),
     ] = None,
@@ -75,11 +82,13 @@ def forecast_command(
 
     Example: hyperdp pretrain forecast glyphs
 
+    Example: hyperdp pretrain forecast glyphs --no-guard --fid --tasks 9 --like print
+
     Example: hyperdp pretrain forecast glyphs --tasks 9 --fid --picture tasks.png
     """
     from hyperdp.bundle import load_bundle
     from hyperdp.eval.results import provenance
-    from hyperdp.forecast import Forecast, ForecastTable, load_forecast
+    from hyperdp.forecast import FORECAST_FILE, Forecast, ForecastTable, load_forecast
     from hyperdp.pretrain.forecast import (
         ForecastConfig,
         Measure,
@@ -95,7 +104,11 @@ def forecast_command(
     folder.mkdir(parents=True, exist_ok=True)
     public = open_recipe_corpus({"corpus": corpus})
     config = ForecastConfig(
-        tasks=tasks, noise_std=spread_levels(levels), queries=1000 if fid else 256, seed=seed
+        tasks=tasks,
+        like=like,
+        noise_std=spread_levels(levels),
+        queries=1000 if fid else 256,
+        seed=seed,
     )
     if picture is not None:
         _draw(picture, load_forecast(folder, loaded.hash), public, config)
@@ -149,7 +162,11 @@ def forecast_command(
         "seconds": round(time.monotonic() - began),
         "settings": settings,
     }
-    forecast = Forecast(bundle=loaded.name, bundle_hash=loaded.hash, tables=tables, made=facts)
+    forecast = Forecast(bundle=loaded.name, bundle_hash=loaded.hash, tables=[], made={})
+    if (folder / FORECAST_FILE).is_file():  # read last: other processes have made theirs meanwhile
+        forecast = load_forecast(folder, loaded.hash).without(like)
+    forecast.tables.extend(tables)
+    forecast.made[like] = facts
     typer.echo(f"forecast in {forecast.save(folder)}")
 
 
@@ -157,12 +174,12 @@ def _draw(picture: Path, forecast: Forecast, public: Corpus, config: ForecastCon
     from hyperdp.eval.plan_picture import draw_tasks
     from hyperdp.pretrain.forecast import sample_tasks
 
-    gains = forecast.table().best_gains()
+    gains = forecast.table(like=config.like).best_gains()
     if len(gains) != config.tasks:
         raise UsageError(
             expected=f"--tasks {len(gains)}, which the forecast was made of",
             found=str(config.tasks),
-            todo="Give --tasks, --fid and --seed as it was made with.",
+            todo="Give --tasks, --like, --fid and --seed as it was made with.",
         )
     with counting_bar() as bar:
         step = bar.add_task("drawing tasks", total=config.tasks)

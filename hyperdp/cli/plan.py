@@ -45,6 +45,13 @@ def plan_command(
     classes: Annotated[
         int, typer.Option(min=1, help="Number of classes of a labelled release, of n / L units.")
     ] = 1,
+    like: Annotated[
+        Literal["any", "print", "hand"],
+        typer.Option(
+            help="What your data is most like, of what the bundle's forecast has: print (a script "
+            "in its typefaces), hand (a few characters by many hands), or any."
+        ),
+    ] = "any",
     gain: Annotated[float, typer.Option(help="The recovered gain that is wanted.")] = 0.5,
     quantity: Annotated[
         Literal["loss", "fid"] | None,
@@ -62,6 +69,8 @@ def plan_command(
     forecast`, hours).
 
     Example: hyperdp plan --bundle glyphs --n 500 --epsilon 0.2,1,8 -o plan.png
+
+    Example: hyperdp plan --n 2000 --like print
     """
     from hyperdp.budget import PrivacyBudget
     from hyperdp.bundle import load_bundle
@@ -81,7 +90,7 @@ def plan_command(
         PrivacyBudget(epsilon=e, delta=delta, adjacency=adjacency, unit=unit)
         for e in _epsilons(epsilon)
     ]
-    table = forecast.table(quantity)
+    table = forecast.table(quantity, like)
     plan = make_plan(table, spec=spec, budgets=budgets, units=n, wanted=gain)
     if out is not None:
         from hyperdp.eval.plan_picture import draw_plan
@@ -89,7 +98,7 @@ def plan_command(
         title = f"{loaded.name}: n = {n:,.0f} {unit}s, δ = {delta:g}, {adjacency}"
         draw_plan(plan, out, title=title, wanted=gain)
     if as_json:
-        facts = dataclasses.asdict(plan) | {"n": n, "delta": delta, "wanted": gain}
+        facts = dataclasses.asdict(plan) | {"n": n, "delta": delta, "wanted": gain, "like": like}
         typer.echo(json.dumps(facts | {"says": says(plan, n=n, wanted=gain, delta=delta)}))
         return
     of = "held-out loss" if plan.quantity == "loss" else plan.quantity.upper()

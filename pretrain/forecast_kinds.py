@@ -1,0 +1,93 @@
+"""Public tasks for a forecast that are like one kind of data, held-out ones all of them.
+
+`print`: the characters of one script in its typefaces, in the fonts' own ink. A script is one task
+and no more, the one with the most glyphs first: two tasks of one script would tell the same twice.
+`hand`: the digits, the capitals or the small letters, over many faces, drawn by a pen or bent, each
+task in a style of its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hyperdp.errors import UsageError
+from hyperdp.pretrain.style import draw_style
+from hyperdp.pretrain.tasks import Rows, TaskSampler
+
+QUERY_SHARE = 1 / 3  # of the glyphs, which the records of a task are not drawn from
+PEN = 0.6  # of the tasks of hands; the others bend the font's ink
+
+
+def draw_like(
+    sampler: TaskSampler,
+    like: str,
+    index: int,
+    *,
+    records: int,
+    queries: int,
+    rng: torch.Generator,
+) -> Tensor:
+    """One task of a kind.
+
+    Args:
+        sampler: of the held-out split.
+        like: `print` or `hand`.
+        index: the task's number.
+        records: N, of the task.
+        queries: Q, held-out ones: of other glyphs than the records where there are several faces;
+            with one face those would be other characters, and another task.
+        rng: CPU generator.
+
+    Returns:
+        float32 [N + Q, 1, 28, 28] in [-1, 1], the records first.
+
+    Raises:
+        UsageError: there are fewer such tasks.
+    """
+    if like == "print":
+        pool = _script(sampler, index)
+        style = draw_style(1, rng, plain=1.0, pen=0.0)
+    else:
+        pool = _characters(sampler, index)
+        style = draw_style(1, rng, plain=0.0, pen=PEN)
+    numpy_rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=rng)))
+    seen, unseen = _split(sampler, numpy_rng.permutation(pool))
+    rows = np.concatenate([numpy_rng.choice(seen, records), numpy_rng.choice(unseen, queries)])
+    one = style.row(torch.zeros(len(rows), dtype=torch.int64))
+    return sampler.render(rows[None], one, rng)[0]
+
+
+def _script(sampler: TaskSampler, index: int) -> Rows:
+    """The glyphs of the script that is `index` places behind the largest."""
+    scripts = sorted(sampler.scripts.values(), key=len, reverse=True)
+    if index >= len(scripts):
+        raise UsageError(
+            expected=f"at most {len(scripts)} tasks of printed scripts, one for each held-out one",
+            found=f"{index + 1}",
+            todo="Give fewer --tasks.",
+        )
+    return scripts[index]
+
+
+def _characters(sampler: TaskSampler, index: int) -> Rows:
+    """Digits, capitals or small letters in turn, those that can be read."""
+    groups = [group for group in (sampler.digits, *sampler.cases) if group]
+    if not groups:
+        raise UsageError(
+            expected="a corpus with digits or Latin letters in eight held-out faces",
+            found="none",
+            todo="Take the corpus `glyphs`.",
+        )
+    chars = groups[index % len(groups)]
+    return np.concatenate([sampler.readable.get(c, sampler.chars[c]) for c in chars])
+
+
+def _split(sampler: TaskSampler, pool: npt.NDArray[np.int64]) -> tuple[Rows, Rows]:
+    """The glyphs for records and those for queries, of a pool in random order."""
+    if len(np.unique(sampler.corpus.face[pool])) == 1:
+        return pool, pool
+    held = max(1, round(len(pool) * QUERY_SHARE))
+    return pool[held:], pool[:held]
