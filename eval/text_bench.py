@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -19,7 +20,7 @@ from hyperdp.eval.results import Row, read_rows, to_markdown
 from hyperdp.eval.rivals import fit_records
 from hyperdp.eval.study import Progress
 from hyperdp.eval.text_recipe import TextBenchConfig
-from hyperdp.eval.text_sets import TextSet, load_text_set
+from hyperdp.eval.text_sets import TextSet, edition_of, load_text_set
 from hyperdp.eval.text_study import (
     best_lora_weights,
     control_weights,
@@ -77,7 +78,6 @@ class TextBench:
     def __init__(self, config: TextBenchConfig, bundle: TextBundle) -> None:
         self.config, self.bundle = config, bundle
         self.sets: dict[str, TextSet] = {name: load_text_set(name) for name in config.private_sets}
-        self.found: dict[str, dict[str, float]] = {name: {} for name in self.sets}
         self._releases: dict[tuple[str, int | None, float | None, int], Release] = {}
 
     @cached_property
@@ -93,20 +93,7 @@ class TextBench:
         weights = self._weights(cell, data.documents(cell.n or len(data.pool), seed=cell.seed),
                                 progress)  # fmt: skip
         value = nats(self.bundle, weights, to_tokens(self.bundle, data.reference))
-        known = self.found[cell.private_set]
-        if cell.method in REFERENCES:
-            known[cell.method] = value
-        figures = {"nats": value, "perplexity": perplexity(value)}
-        if cell.method not in ("base", "lora"):
-            if missing := {"base", "lora"} - set(known):
-                raise UsageError(
-                    expected=f"base and lora measured on {cell.private_set}, for the gain",
-                    found=f"no row of {' and '.join(sorted(missing))}",
-                    todo="Measure these first, or leave out --method.",
-                )
-            if known["lora"] < known["base"]:  # else there is no gain to recover
-                figures["recovered_gain"] = recovered({**known, cell.method: value}, cell.method)
-        return figures
+        return {"nats": value, "perplexity": perplexity(value)}
 
     def _secrets(self, cell: Cell, data: TextSet, progress: Progress | None) -> dict[str, float]:
         c = self.config
@@ -180,18 +167,36 @@ def open_text_bundle(name_or_path: str | Path) -> TextBundle:
     return bundle
 
 
-def row_name(bundle: TextBundle, method: str, config: TextBenchConfig) -> str:
+def row_name(bundle: TextBundle, method: str, config: TextBenchConfig, edition: int) -> str:
     """How rows of a method name a bundle: by its hash, or by its base model's where that is all.
 
-    A LoRA that is the best of several trials names these too: others make another reference.
+    Beside it stands a digest of the method's settings and of the split of the private set: a recipe
+    that was changed measures its cells anew.
+
+    Args:
+        bundle: of the recipe.
+        method: of the row.
+        config: the recipe.
+        edition: of the private set.
     """
+    own: dict[str, object] = {
+        "lora": config.references(),
+        SHARED: (config.public, config.shared),
+        REWEIGHTED: (config.public, config.reweight),
+        **config.fits,
+        **config.hybrids,
+    }
+    secrets = (config.canaries, config.candidates, config.repeats) if config.canaries else None
+    edition = 1 if secrets else edition  # where secrets rank has nothing to do with a reference
+    delta = None if method in (*REFERENCES, SHARED) else config.delta
+    settings = repr((edition, delta, secrets, own.get(method)))
     if method in BASE_ONLY:
         digest = hashlib.sha256((bundle.path / MODEL / "model.safetensors").read_bytes())
         digest.update("\n".join(bundle.config.sites).encode())  # where LoRA goes
-        if method == "lora" and config.finetune_trials:
-            digest.update(repr(config.references()).encode())
+        digest.update(settings.encode())
         return f"{bundle.name} {MODEL} {digest.hexdigest()[:12]}"
-    return f"{bundle.name} {bundle.hash[:12]}"
+    digest = hashlib.sha256(settings.encode())
+    return f"{bundle.name} {bundle.hash[:12]} {digest.hexdigest()[:8]}"
 
 
 def run_text_bench(
@@ -207,7 +212,7 @@ def run_text_bench(
         config: the recipe.
         path: JSONL of rows.
         on_cell: see `OnCell`.
-        methods: only these; all when None. A gain needs `base` and `lora` measured before.
+        methods: only these; all when None. There is a gain where there is `base` and `lora` too.
         only: which cells; all when None.
 
     Returns:
@@ -221,16 +226,15 @@ def run_text_bench(
     bundle = open_text_bundle(config.bundle)
     bench = TextBench(config, bundle)
     sizes = {name: len(data.pool) for name, data in bench.sets.items()}
-    for row in stored_text_rows(config, path, bundle):
-        if row.method in REFERENCES and row.metric == "nats":
-            bench.found[row.private_set][row.method] = row.value
     cells = [c for c in text_cells(config, sizes) if methods is None or c.method in methods]
     measure_cells(
         filter(chosen.keeps, cells),
         path,
         bench=config.bench,
         delta=config.delta,
-        base=lambda cell: row_name(bundle, cell.method, config),
+        base=lambda cell: row_name(
+            bundle, cell.method, config, bench.sets[cell.private_set].edition
+        ),
         figures=bench.figures,
         on_cell=on_cell,
     )
@@ -238,14 +242,37 @@ def run_text_bench(
 
 
 def stored_text_rows(config: TextBenchConfig, path: Path, bundle: TextBundle) -> list[Row]:
-    """The rows of a file that are of this recipe, its sets and its bundle."""
-    return [
+    """The rows of a file that are of this recipe, its sets, its settings and its bundle.
+
+    Gains are worked out here from the figures and never read: a stored one would stay as it was
+    when its reference is measured anew.
+    """
+    editions = {name: edition_of(name) for name in config.private_sets}
+    found = [
         row
         for row in read_rows(path)
         if row.bench == config.bench
         and row.private_set in config.private_sets
-        and row.base == row_name(bundle, row.method, config)
+        and row.metric != "recovered_gain"
+        and row.base == row_name(bundle, row.method, config, editions[row.private_set])
     ]
+    return list(_with_gains(found))
+
+
+def _with_gains(rows: list[Row]) -> Iterator[Row]:
+    """Rows, and behind each figure in nats its gain, where base and LoRA leave one to recover."""
+    marks: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row.metric == "nats" and row.method in BASE_ONLY:
+            marks.setdefault(row.private_set, {})[row.method] = row.value
+    for row in rows:
+        yield row
+        known = marks.get(row.private_set, {})
+        if row.metric != "nats" or row.method in BASE_ONLY or len(known) < len(BASE_ONLY):
+            continue
+        if known["lora"] < known["base"]:
+            gain = recovered({**known, row.method: row.value}, row.method)
+            yield dataclasses.replace(row, metric="recovered_gain", value=gain)
 
 
 def text_table(config: TextBenchConfig, rows: list[Row]) -> str:

@@ -1,7 +1,9 @@
 """The private sets of documents that results are reported on, and never tuned on; and public ones.
 
 A set is split once, by document and with a fixed seed, into a pool that private documents are
-drawn from and a reference that perplexity is taken on. No public corpus holds any of them; the hard
+drawn from and a reference that perplexity is taken on. What opens as a document of the pool does,
+as a mail to many, is in no reference: a bundle reads the first 96 tokens, and would have seen it.
+No public corpus holds any of them; the hard
 ham of SpamAssassin is reserved and never opened. What a base model that was trained elsewhere has
 seen of them is unknown.
 """
@@ -9,10 +11,11 @@ seen of them is unknown.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,7 @@ from hyperdp.passages import (
 SPLIT_SEED = 20251123
 MAIL_GROUPS = {"easy-ham-1": "ham", "easy-ham-2": "ham", "spam-1": "spam", "spam-2": "spam"}
 REFERENCE_SHARE, REFERENCE_SIZE = 0.15, 300
+OPENING = 32  # words that two documents must differ in for one to be held out of the other's set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +46,14 @@ class TextSet:
         about: one sentence for a reader of a report.
         pool: documents that private ones are drawn from.
         reference: other documents of the same source.
+        edition: of the split. Rows of another one are other rows.
     """
 
     name: str
     about: str
     pool: list[str]
     reference: list[str]
+    edition: int = 1
 
     def documents(self, n: int, *, seed: int) -> list[str]:
         """Draws the private documents of one run; a smaller draw is a part of every larger one.
@@ -102,6 +108,7 @@ def with_labels(data: TextSet, by_class: Mapping[str, Iterable[str]]) -> Labelle
     return LabelledTextSet(
         name=data.name,
         about=data.about,
+        edition=data.edition,
         pool=[text for text in data.pool if text in label_of],
         reference=[text for text in data.reference if text in label_of],
         classes=classes,
@@ -109,19 +116,33 @@ def with_labels(data: TextSet, by_class: Mapping[str, Iterable[str]]) -> Labelle
     )
 
 
-def split_documents(name: str, about: str, documents: Iterable[str]) -> TextSet:
+def opening(text: str) -> tuple[str, ...]:
+    """The first words of a document, without capitals and marks."""
+    return tuple(word[0] for word in islice(re.finditer(r"\w+", text.casefold()), OPENING))
+
+
+def split_documents(
+    name: str, about: str, documents: Iterable[str], *, apart: bool = False
+) -> TextSet:
     """A set of some documents: none empty, none twice, a fixed split.
 
     Args:
         name: of the set.
         about: it, in a sentence.
         documents: all that there are, in a fixed order.
+        apart: leave out of the reference what opens as a document of the pool.
     """
     once = list(dict.fromkeys(text.strip() for text in documents if text.strip()))
     order = np.random.default_rng(SPLIT_SEED).permutation(len(once))
     held = min(REFERENCE_SIZE, int(len(once) * REFERENCE_SHARE))
     shuffled = [once[int(i)] for i in order]
-    return TextSet(name=name, about=about, pool=shuffled[held:], reference=shuffled[:held])
+    pool, reference = shuffled[held:], shuffled[:held]
+    if apart:
+        seen = {opening(text) for text in pool}
+        reference = [text for text in reference if opening(text) not in seen]
+    return TextSet(
+        name=name, about=about, pool=pool, reference=reference, edition=2 if apart else 1
+    )
 
 
 def load_text_set(name: str) -> TextSet:
@@ -138,6 +159,15 @@ def load_text_set(name: str) -> TextSet:
         return _public_task(Path(name))
     _check_name(name, TEXT_SETS, "a private set")
     return TEXT_SETS[name]()
+
+
+def edition_of(name: str) -> int:
+    """The edition of a set's split, without loading it.
+
+    Args:
+        name: as for `load_text_set`.
+    """
+    return 1 if name.endswith(".jsonl") or name.startswith("public-") else 2
 
 
 def load_labelled_set(name: str) -> LabelledTextSet:
@@ -184,12 +214,14 @@ def _bodies() -> dict[str, list[str]]:
 
 
 def _mails() -> TextSet:
-    return _split_mails(_bodies())
+    return _split_mails(_bodies(), apart=True)
 
 
-def _split_mails(bodies: Mapping[str, list[str]]) -> TextSet:
+def _split_mails(bodies: Mapping[str, list[str]], *, apart: bool) -> TextSet:
     about = "Mail of 2002, wanted and not (SpamAssassin's public corpus): bodies without headers."
-    return split_documents("spam-assassin", about, chain.from_iterable(bodies.values()))
+    return split_documents(
+        "spam-assassin", about, chain.from_iterable(bodies.values()), apart=apart
+    )
 
 
 def _labelled_mails() -> LabelledTextSet:
@@ -197,7 +229,8 @@ def _labelled_mails() -> LabelledTextSet:
     by_class: dict[str, list[str]] = {}
     for group, name in MAIL_GROUPS.items():
         by_class.setdefault(name, []).extend(bodies[group])
-    return with_labels(_split_mails(bodies), by_class)
+    # The rows of `text-labels` are of the first edition still, see docs/benchmarks.md.
+    return with_labels(_split_mails(bodies, apart=False), by_class)
 
 
 def _public_task(path: Path) -> TextSet:
@@ -218,7 +251,8 @@ def _topic(name: str, *, public: bool = False) -> TextSet:
     about = f"{subject}, a topic held out of the public texts."
     if public:
         about = f"{subject}: public, held out of training, and what settings are chosen on."
-    return split_documents(f"{'public' if public else 'fortunes'}-{name}", about, fortunes_of(text))
+    whole = f"{'public' if public else 'fortunes'}-{name}"
+    return split_documents(whole, about, fortunes_of(text), apart=not public)
 
 
 def _genre(letter: str) -> TextSet:
@@ -226,7 +260,7 @@ def _genre(letter: str) -> TextSet:
     files = sorted(folder.glob(f"c{letter}[0-9][0-9]"))
     found = [p for file in files for p in brown_passages(file.read_text(encoding="latin-1"))]
     about = f"Passages of genre {letter.upper()} of the Brown corpus, held out of the public texts."
-    return split_documents(f"brown-{letter}", about, found)
+    return split_documents(f"brown-{letter}", about, found, apart=True)
 
 
 TEXT_SETS: dict[str, Callable[[], TextSet]] = {
