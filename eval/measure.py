@@ -27,6 +27,7 @@ from hyperdp.eval.metrics.roc import Attack, distance_attack
 from hyperdp.eval.private_sets import PRIVATE_SETS, load_private_set
 from hyperdp.private.readers import open_dataset
 from hyperdp.private.readers.folder import list_files
+from hyperdp.private.readers.hints import without_options
 from hyperdp.private.readers.images import Shape, from_file
 
 NOT_PRIVATE = "not differentially private, do not publish"
@@ -163,8 +164,10 @@ def read_reference(source: str, shape: Shape) -> tuple[Tensor, Tensor | None]:
     if source in PRIVATE_SETS and not Path(source).exists():
         named = load_private_set(source)
         return named.reference, named.pool
-    dataset = open_dataset(source, image_shape=shape)
-    return torch.stack([torch.from_numpy(record.image) for record in dataset.records()]), None
+    with without_options("--reference"):
+        dataset = open_dataset(source, image_shape=shape)
+        images = [torch.from_numpy(record.image) for record in dataset.records()]
+    return torch.stack(images), None
 
 
 def _shape(file: Path) -> Shape:

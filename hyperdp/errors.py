@@ -20,6 +20,20 @@ class UsageError(HyperdpError):
     """Bad arguments (exit code 2)."""
 
 
+def settings_error(settings: object, broken: list[str]) -> UsageError:
+    """The error of settings that break some rules, with the values that do and no others.
+
+    Args:
+        settings: a dataclass.
+        broken: the rules, in which its fields are words.
+    """
+    words = {word for rule in broken for word in rule.split()}
+    values = [f"{name} = {value!r}" for name, value in vars(settings).items() if name in words]
+    return UsageError(
+        expected=", ".join(broken), found=", ".join(values), todo="Mend the settings."
+    )
+
+
 class DataError(HyperdpError):
     """The data cannot be read as asked (exit code 2)."""
 

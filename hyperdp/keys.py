@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from hyperdp.errors import UsageError
 
+PUBLIC = 0o644  # permissions of what is written to be passed on
+
 
 def config_dir() -> Path:
     """The operator's config folder, made if it is missing."""
@@ -110,12 +112,13 @@ def signature_holds(message: bytes, *, public_key: str, signature: str) -> bool:
     return True
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace a file in one step that a power cut cannot halve.
 
     Args:
         path: its folder must exist.
         data: the whole content.
+        mode: its permissions; `PUBLIC` for what is written to be passed on.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -123,6 +126,7 @@ def write_durably(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        Path(name).chmod(mode)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

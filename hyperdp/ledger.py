@@ -21,6 +21,13 @@ from hyperdp.chain import Entry, OpenChain, last_seen
 from hyperdp.errors import BudgetRefusedError, BundleError
 from hyperdp.sealed_log import SealedLog
 
+_begun: set[str] = set()  # seals of this process's reservations that nothing has come of yet
+
+
+def begun() -> int:
+    """How many budgets this process has reserved for what is not yet on disk."""
+    return len(_begun)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reservation:
@@ -56,6 +63,7 @@ class Reservation:
                 todo="Make a new release with the other bundle; it spends its own budget.",
             )
         self._note("commit", {"certificate_sha256": certificate_sha256}, after="spend")
+        _begun.discard(self.entry.seal)
 
     def _note(self, kind: str, body: dict[str, str], *, after: str) -> None:
         # A ledger deleted or replaced since must not be made anew: this entry would be lost.
@@ -158,7 +166,9 @@ class Ledger(SealedLog):
                 )
             chain.claim(name)
             body |= {"ledger_id": chain.id, "nonce": secrets.token_hex(16)}
-            return Reservation(ledger=self, entry=chain.append("reserve", name, body))
+            entry = chain.append("reserve", name, body)
+        _begun.add(entry.seal)
+        return Reservation(ledger=self, entry=entry)
 
     def _raise_cap(self, dataset: str, account: Account, epsilon: str) -> str:
         """The command that sets a cap."""

@@ -20,7 +20,14 @@ from hyperdp.chain import Entry, OpenChain, create, damaged, digest_of
 from hyperdp.errors import UsageError
 from hyperdp.local_disk import refuse_network
 
+HEADER = b"SQLite format 3\0"
 _PATIENCE = 5.0  # seconds that another program may keep the file; hyperdp's own wait for the lock
+
+
+def has_header(path: Path) -> bool:
+    """Whether a file begins as an SQLite file does, or is empty still."""
+    with path.open("rb") as file:
+        return file.read(len(HEADER)) in (HEADER, b"")
 
 
 class SealedLog:

@@ -19,7 +19,7 @@ from hyperdp.classifier_certificate import (
     ClassifierCertificate,
     check_classifier,
 )
-from hyperdp.errors import HyperdpError, VerificationError
+from hyperdp.errors import HyperdpError, UsageError, VerificationError
 from hyperdp.mechanism import discretisation_delta
 from hyperdp.own_statement import certificate_digest, check_reservation
 from hyperdp.statement import SIGNATURE_FIELDS, Claim, failed, format_of
@@ -206,15 +206,19 @@ def ledger_entries(path: Path, *, public_key: str) -> list[dict[str, Any]]:
 
     Raises:
         VerificationError: the ledger was changed, or another key signed it.
+        UsageError: there is no such file, or one that is neither.
     """
     from hyperdp.ledger import Ledger  # noqa: PLC0415  # SQLite is not needed to check an export
+    from hyperdp.sealed_log import HEADER  # noqa: PLC0415
 
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise failed("a ledger or its export", f"{path} ({error.strerror})") from error
-    if data.startswith(b"SQLite format 3\0"):
+        raise _no_ledger(path, error.strerror or "a refusal") from error
+    if data.startswith(HEADER):
         return [dict(vars(entry)) for entry in Ledger(path).history()]
+    if not data.startswith(b"{"):
+        raise _no_ledger(path, "a file that is neither")
     try:
         export = json.loads(data)
         entries: list[dict[str, Any]] = export["entries"]
@@ -227,3 +231,11 @@ def ledger_entries(path: Path, *, public_key: str) -> list[dict[str, Any]]:
     if not holds or export["public_key"] != public_key:
         raise failed("an export signed by the certificate's key, unchanged", "another")
     return entries
+
+
+def _no_ledger(path: Path, found: str) -> UsageError:
+    return UsageError(
+        expected=f"a ledger or its export at {path}",
+        found=found,
+        todo="Check --ledger; of the release nothing was found out.",
+    )

@@ -17,6 +17,7 @@ from hyperdp.certificate import CERTIFICATE_FILE
 from hyperdp.drift import Measured
 from hyperdp.errors import BundleError, UsageError
 from hyperdp.families import FAMILIES
+from hyperdp.folders import whole_folder
 from hyperdp.guard import Finding, load_guard
 from hyperdp.lora import Weights, pick, save_peft
 from hyperdp.private.release import Release
@@ -117,15 +118,16 @@ def emit_adapter(
             found=str(folder),
             todo="Choose another --out.",
         )
-    weights = (read or adapter_weights)(bundle, loaded.mean(), loaded.mean_noise_std())
     classes = loaded.classes
-    folders = [folder] if classes is None else [folder / name for name in class_folders(classes)]
+    names = ["."] if classes is None else class_folders(classes)
     family = FAMILIES.get(bundle.config.family)  # none of a language model, which has no pipeline
     part = "" if family is None else family.lora_part
-    for group, target in enumerate(folders):
-        save_peft(pick(weights, group), target, base_name=bundle.name, pipeline_part=part)
-    (folder / CERTIFICATE_FILE).write_bytes(loaded.certificate.to_bytes())
-    return folders
+    with whole_folder(folder) as draft:
+        weights = (read or adapter_weights)(bundle, loaded.mean(), loaded.mean_noise_std())
+        for group, name in enumerate(names):
+            save_peft(pick(weights, group), draft / name, base_name=bundle.name, pipeline_part=part)
+        (draft / CERTIFICATE_FILE).write_bytes(loaded.certificate.to_bytes())
+    return [folder / name for name in names]
 
 
 def check_bundle(release: Release, bundle: Bundle | TextBundle) -> None:
@@ -150,7 +152,7 @@ def class_folders(names: Sequence[str]) -> list[str]:
     Names that come to the same, as on a disk that tells no capitals, are told by their places.
     """
     plain = [re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_" for name in names]
-    often = Counter(name.casefold() for name in plain)
+    often = Counter([*(name.casefold() for name in plain), CERTIFICATE_FILE])
     found = [
         name if often[name.casefold()] == 1 else f"{name}-{place}"
         for place, name in enumerate(plain)

@@ -117,6 +117,7 @@ def evolve(
             delta_discretisation=calibration.delta_discretisation,
             purpose="evolution",
         )
+        folder.paid = True
         voters = Voters.read(records, bundle=bundle, budget=budget)
         reservation.spend()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hyperdp.errors import UsageError
+from hyperdp.errors import settings_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class EvolutionConfig:
             "0 <= threshold": 0 <= self.threshold < math.inf,
         }
         if broken := [rule for rule, kept in legal.items() if not kept]:
-            raise UsageError(expected=", ".join(broken), found=str(self), todo="Mend the settings.")
+            raise settings_error(self, broken)
 
     def strength_at(self, iteration: int) -> float:
         """Strength of the variations after an iteration, 0 … T - 1."""

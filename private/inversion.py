@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hyperdp import keys
 from hyperdp.bundle import Bundle
-from hyperdp.errors import UsageError
+from hyperdp.errors import UsageError, settings_error
 from hyperdp.families import need_flow
 from hyperdp.family import UNetFlow
 
@@ -57,7 +57,7 @@ class InversionConfig:
             "2^-10 <= clip_norm <= 64": 2.0**-10 <= self.clip_norm <= 64,
         }
         if broken := [rule for rule, kept in legal.items() if not kept]:
-            raise UsageError(expected=", ".join(broken), found=str(self), todo="Mend the settings.")
+            raise settings_error(self, broken)
 
 
 class _Asked(threading.local):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -77,7 +78,9 @@ def release(
     calibration = spec.calibrate(budget)
     check_independence(bundle)
     encoder_hash = weights_hash(bundle.encoder)
-    with new_folder(Path(out)) as folder:
+    numbers = 8 * spec.num_classes * (spec.embedding_dim + 1)
+    room = numbers + 8 * len(json.dumps(names))  # a name in a certificate is no longer than that
+    with new_folder(Path(out), room=room) as folder:
         reservation = ledger.reserve(
             dataset,
             budget=budget,
@@ -85,6 +88,7 @@ def release(
             bundle_hash=bundle.hash,
             delta_discretisation=calibration.delta_discretisation,
         )
+        folder.paid = True
         total = add_up(
             records, bundle=bundle, spec=spec, unit=budget.unit, classes=names, progress=progress
         )

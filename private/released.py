@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import warnings
@@ -29,6 +30,8 @@ class SignalWarning(UserWarning):
 # (1.6), what such adapters drew took away from public records, with 200 (6.6) it did not
 # (`labelled-quick` in docs/benchmarks.md).
 CLASS_SIGNAL = 3.0
+_HELD = ".room"  # in a draft: the disk's bytes for what is to come
+ROOM = 1 << 20  # bytes of a certificate and its file system's own, with much to spare
 MOST_DELTA = 0.1  # public, and above 1 / n of any dataset that a release says something of
 
 
@@ -204,33 +207,38 @@ class Release:
         return float(sigma * spec.num_classes**0.5 / spec.count_bound)
 
 
-@dataclass(frozen=True)
+@dataclass
 class NewFolder:
     """A folder that appears with all of its files, or not at all.
 
     Attributes:
         target: where it will be.
         draft: hidden folder beside it, which holds the files until they are all on disk.
+        paid: whether a budget has been reserved for what is to come, so that an error says so.
     """
 
     target: Path
     draft: Path
+    paid: bool = False
 
     def publish(self, files: Mapping[str, bytes]) -> None:
         """Write the files durably and put the folder in its place in one step."""
+        (self.draft / _HELD).unlink()
         for name, data in files.items():
-            keys.write_durably(self.draft / name, data)
+            keys.write_durably(self.draft / name, data, mode=keys.PUBLIC)
         self.draft.chmod(0o755)
         self.draft.rename(self.target)
         keys.sync_folder(self.target.parent)
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[NewFolder]:
+def new_folder(target: Path, *, room: int = 0) -> Iterator[NewFolder]:
     """Lend a folder to publish into, and take away every trace of it on an error.
 
     Args:
         target: must not exist.
+        room: bytes of the files to come beyond their certificate. They are held on the disk until
+            then: one that is full must refuse before a budget is spent and not after.
 
     Raises:
         UsageError: it exists, or the disk refuses.
@@ -242,22 +250,31 @@ def new_folder(target: Path) -> Iterator[NewFolder]:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise _unwritable(target, error, paid=False) from error
     folder, started = NewFolder(target, draft), draft.stat().st_ino
     try:
+        _hold(draft / _HELD, room + ROOM)
         yield folder
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
         if target.exists() and target.stat().st_ino == started:  # ours, published before the error
             shutil.rmtree(target, ignore_errors=True)
         if isinstance(error, OSError):
-            raise _unwritable(target, error) from None
+            raise _unwritable(target, error, paid=folder.paid) from None
         raise
 
 
-def _unwritable(target: Path, error: OSError) -> UsageError:
+def _hold(place: Path, size: int) -> None:
+    """Take bytes of the disk, for files that are still to come."""
+    with place.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+        os.fsync(file.fileno())
+
+
+def _unwritable(target: Path, error: OSError, *, paid: bool) -> UsageError:
+    spent = "The budget that was reserved stays spent." if paid else "Nothing has been spent."
     return UsageError(
         expected=f"a new folder that can be written at {target}",
         found=error.strerror or str(error),
-        todo="Choose another folder, or make room; a release is never overwritten.",
+        todo=f"Choose another folder, or make room; a release is never overwritten. {spent}",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,10 @@ def test_too_few_public_records_are_found_before_anything_is_spent_and_a_paid_re
     assert "at least 100 public records" in capsys.readouterr().err
     assert not (tmp_path / "a").exists() and not (tmp_path / "a.db").exists()
     assert private(tmp_path, "b") == 0
+    assert private(tmp_path, "b") == 2  # the adapter is there: nothing is left to do
+    said = capsys.readouterr().err
+    assert "the adapter is there" in said and "hyperdp emit" not in said
+    shutil.rmtree(tmp_path / "b" / "adapter")
     assert private(tmp_path, "b") == 2
     assert f"hyperdp emit {tmp_path / 'b' / 'release'}" in capsys.readouterr().err
 

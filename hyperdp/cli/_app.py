@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -82,6 +83,12 @@ def root(
         typer.echo(context.get_help())
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSALS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST,
+}  # fmt: skip
+
+
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command line.
 
@@ -92,6 +99,7 @@ def run(args: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 a fault of ours, 2 bad arguments or data, 3 budget refused,
         130 interrupted.
     """
+    before = _begun()
     try:
         # In this mode typer hands over its own errors, and an exit's code as the value.
         ended = get_command(app).main(args=args, prog_name="hyperdp", standalone_mode=False)
@@ -107,8 +115,15 @@ def run(args: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last place where a fault can be told, not hidden
         return _own_up(error)
     if ended == EXIT_INTERRUPTED:
-        return _complain("interrupted.", EXIT_INTERRUPTED)
+        spent = " The budget that was reserved stays spent." if _begun() > before else ""
+        return _complain(f"interrupted.{spent}", EXIT_INTERRUPTED)
     return ended if isinstance(ended, int) else 0
+
+
+def _begun() -> int:
+    """Budgets that were reserved for what is not on disk; a command without a ledger has none."""
+    ledger = sys.modules.get("hyperdp.ledger")
+    return 0 if ledger is None else int(ledger.begun())
 
 
 def _usage(error: typer.TyperException) -> str:
@@ -119,25 +134,21 @@ def _usage(error: typer.TyperException) -> str:
 
 
 def _theirs(error: OSError) -> bool:
-    """Whether the operating system refused what the caller asked for: a place, not a fault."""
-    return error.filename is not None and error.errno in {
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.ENAMETOOLONG,
-    }
+    """Whether the operating system refused what the caller asked for: a place, not a fault.
+
+    An error of writing, as of a full disk, names no file.
+    """
+    return error.errno in _FULL or (error.filename is not None and error.errno in _REFUSALS)
 
 
 def _refused(error: OSError) -> str:
+    place = "where it was to be written" if error.filename is None else f"'{error.filename}'"
     return str(
         UsageError(
-            expected=f"'{error.filename}' to be a place that can be read or written",
+            expected=f"{place} to be a place that can be read or written",
             found=error.strerror or "a refusal",
-            todo="Change its permissions, make room, or name another place.",
+            todo="Change its permissions, make room, or name another place. A release that was "
+            "made before stays whole, and what it spent stays spent.",
         )
     )
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hyperdp.cli._words import bundle_words, command
+
 if TYPE_CHECKING:
     from hyperdp.bundle import Bundle
     from hyperdp.cli._public import Public
@@ -15,9 +17,9 @@ if TYPE_CHECKING:
     from hyperdp.text_bundle import TextBundle
 
 NOT_JUDGED = (
-    "Whether the data is like the public data was not judged: the bundle has no calibration data "
-    "(`hyperdp pretrain forecast` makes it)."
+    "Whether the data is like the public data was not judged: the bundle has no calibration data."
 )
+MAKE_IT = "`hyperdp pretrain forecast` makes it."
 
 POLARITY = {
     False: "If the records are dark ink on white paper: the bundle knows light on dark, and they "
@@ -52,7 +54,10 @@ class Emitted:
         """Print it in words."""
         for folder in self.folders:
             typer.echo(f"adapter in {folder}")
-        typer.echo(NOT_JUDGED if self.finding is None else self.finding.sentence())
+        if self.finding is not None:
+            typer.echo(self.finding.sentence())
+        else:  # a language model's has none yet, and no command makes it
+            typer.echo(NOT_JUDGED if self.inverted is None else f"{NOT_JUDGED} {MAKE_IT}")
         if self.finding is not None and self.finding.flagged and self.inverted is not None:
             typer.echo(POLARITY[self.inverted])
         typer.echo(self.next_step)
@@ -64,7 +69,8 @@ def next_step(bundle: Bundle | TextBundle, adapter: Path) -> str:
 
     if isinstance(bundle, TextBundle):
         return f"Next: load it with peft over the base model in {bundle.path / MODEL}."
-    return f"Next: hyperdp sample {adapter} -o IMAGES, or load it with peft and diffusers."
+    words = command("sample", adapter, *bundle_words(bundle), "-o", "IMAGES")
+    return f"Next: {words}, or load it with peft and diffusers."
 
 
 def emit(

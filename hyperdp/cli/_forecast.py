@@ -11,6 +11,7 @@ import typer
 
 from hyperdp.cli._bars import counting_bar
 from hyperdp.cli._device import OnDevice, on_device
+from hyperdp.cli.plan import check_picture
 from hyperdp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def forecast_command(
     from hyperdp.pretrain.guard import GuardConfig, make_guard
     from hyperdp.pretrain.recipe import open_recipe_corpus
 
+    check_picture(picture, "--picture")
     loaded = on_device(load_bundle(bundle), device)
     folder = out if out is not None else loaded.path
     folder.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ def charged_to(opened: Dataset | TextDataset, dataset: str | None) -> str:
     """
     from hyperdp import keys
 
-    name = dataset or str(opened.path)
+    name = str(opened.path) if dataset is None else dataset
     own = keys.dataset_fingerprint(name)
     if dataset is not None and os.environ.get("RANK", "0") == "0":
         for path, other in keys.spent_sources():

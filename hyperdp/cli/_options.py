@@ -19,6 +19,7 @@ Data = Annotated[
         show_default=False,
     ),
 ]
+DEFAULT_BUNDLE = "glyphs"
 BundleName = Annotated[
     str, typer.Option("--bundle", "-b", help="A shipped bundle's name, or a bundle's folder.")
 ]

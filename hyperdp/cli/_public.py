@@ -121,22 +121,28 @@ def read_public(
     import torch
 
     from hyperdp.private.readers import open_dataset, open_text_dataset
+    from hyperdp.private.readers.hints import without_options
     from hyperdp.private.reweight import FEWEST_RECORDS
     from hyperdp.text_bundle import TextBundle
 
     check_public(
         Path(source), todo="Name public records, such as those of `hyperdp pretrain public`."
     )
-    if isinstance(bundle, TextBundle):
-        encode = bundle.base.tokenizer.encode
-        texts = list(open_text_dataset(source, encode=encode, label_column=label_column).records())
-        records = [torch.from_numpy(text.tokens) for text in texts]
-        labels = [text.label for text in texts]
-    else:
-        shape = bundle.config.image_shape
-        images = list(open_dataset(source, image_shape=shape, label_column=label_column).records())
-        records = [torch.from_numpy(image.image) for image in images]
-        labels = [image.label for image in images]
+    with without_options("--public", label="--public-label-column"):
+        if isinstance(bundle, TextBundle):
+            encode = bundle.base.tokenizer.encode
+            texts = list(
+                open_text_dataset(source, encode=encode, label_column=label_column).records()
+            )
+            records = [torch.from_numpy(text.tokens) for text in texts]
+            labels = [text.label for text in texts]
+        else:
+            shape = bundle.config.image_shape
+            images = list(
+                open_dataset(source, image_shape=shape, label_column=label_column).records()
+            )
+            records = [torch.from_numpy(image.image) for image in images]
+            labels = [image.label for image in images]
     if len(records) < FEWEST_RECORDS:
         raise UsageError(
             expected=f"at least {FEWEST_RECORDS} public records",

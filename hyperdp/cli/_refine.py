@@ -17,6 +17,7 @@ from hyperdp.cli._releasing import (
     describe,
     signal_warnings,
 )
+from hyperdp.cli._words import command
 from hyperdp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -110,4 +111,6 @@ def refine(
         f"{c.unit}; the release alone epsilon {first['epsilon']:.4g}"
     )
     emitted.tell()
-    typer.echo(f"Check with `hyperdp verify` {request.out} and {out / 'adapter'}.")
+    typer.echo(
+        f"Check with `{command('verify', request.out)}` and `{command('verify', out / 'adapter')}`."
+    )

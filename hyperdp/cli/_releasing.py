@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from hyperdp.cli._opening import Reading, charged_to, check_out, open_checked
-from hyperdp.cli._options import default_ledger
+from hyperdp.cli._options import default_ledger, split_classes
 from hyperdp.errors import UsageError
 
 LIGHT_ON_DARK = (
@@ -57,6 +57,8 @@ class ReleaseRequest:
     workers: int = 1
 
     def __post_init__(self) -> None:
+        from hyperdp.private.class_names import check_classes
+
         # Before anything is opened: options that contradict each other.
         if (self.label_column is None) != (self.classes is None):
             raise UsageError(
@@ -65,6 +67,7 @@ class ReleaseRequest:
                 todo="Name the column and every label it may hold, such as --classes 0,1,2. The "
                 "list is public, so it is told beforehand and never read from the data.",
             )
+        check_classes(split_classes(self.classes))
         if self.skip_unreadable and self.adjacency == "replace-one":
             raise UsageError(
                 expected="all records readable under replace-one, where their number is public",

@@ -65,6 +65,7 @@ def write_texts(
     """
     from hyperdp.lora import attach_peft
 
+    out.mkdir(parents=True, exist_ok=True)  # refused now rather than after the drawing
     groups: list[list[str]] = []
     with counting_bar() as bar:
         for number, (name, source) in enumerate(sources.items()):
@@ -81,7 +82,6 @@ def write_texts(
             )
     if release is not None:
         groups = _selected(bundle, release, list(sources), groups, count)
-    out.mkdir(parents=True, exist_ok=True)
     with (out / FILE).open("w", encoding="utf-8") as file:
         for name, group in zip(sources, groups, strict=True):
             for text in group:

@@ -12,6 +12,7 @@ import typer
 from hyperdp.cli import _options as o
 from hyperdp.cli._bars import steps_bar
 from hyperdp.cli._opening import charged_to, check_one_process, check_out
+from hyperdp.cli._words import command
 
 _LOOP_PANEL = "The iterations: public, and chosen before anything of this dataset was released"
 
@@ -141,4 +142,4 @@ def evolve_command(
         return
     typer.echo(f"{len(made.images)} images in {out}")
     typer.echo(f"spent: epsilon {c.epsilon:g}, delta {c.delta:g}, {c.adjacency}, unit {c.unit}")
-    typer.echo(f"Next: hyperdp verify {out}")
+    typer.echo(f"Next: {command('verify', out)}")

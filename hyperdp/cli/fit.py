@@ -13,6 +13,7 @@ from hyperdp.cli._bars import steps_bar
 from hyperdp.cli._device import OnDevice, on_device
 from hyperdp.cli._emitting import next_step
 from hyperdp.cli._opening import Reading, charged_to, check_one_process, check_out, open_checked
+from hyperdp.cli._words import command
 
 _STEPS_PANEL = "The steps: public, and chosen before anything of this dataset was released"
 
@@ -106,6 +107,8 @@ def fit_command(
     from hyperdp.ledger import Ledger
     from hyperdp.private.learners.config import FitConfig, Pace
     from hyperdp.private.learners.fit import fit
+    from hyperdp.private.learners.methods import make_rule
+    from hyperdp.private.learners.starting import start_weights
     from hyperdp.private.release import Release
     from hyperdp.text_bundle import open_bundle
 
@@ -136,6 +139,9 @@ def fit_command(
     )
     check_one_process("fit")
     check_out(out, data)
+    begin = None if init is None else Release.load(init)
+    # Before the data is read: an unknown method or site, and a start that the method cannot use.
+    make_rule(config, loaded).start(start_weights(config, loaded, begin))
     opened = open_checked(reading, loaded)
     with steps_bar() as bar:
         task = bar.add_task("steps", total=steps, epsilon=0.0)
@@ -147,7 +153,7 @@ def fit_command(
             ledger=Ledger(ledger or o.default_ledger()),
             out=out,
             dataset=charged_to(opened, dataset),
-            start=None if init is None else Release.load(init),
+            start=begin,
             allow_weak_delta=allow_weak_delta,
             pace=Pace(microbatch=microbatch),
             progress=lambda done, _, spent: bar.update(task, completed=done, epsilon=spent),
@@ -175,4 +181,4 @@ def fit_command(
     if c.start_event:
         typer.echo(f"with the release it started from: epsilon {c.total_epsilon:.4g}")
     typer.echo(next_step(loaded, out))
-    typer.echo(f"Check it with `hyperdp verify {out}`.")
+    typer.echo(f"Check it with `{command('verify', out)}`.")

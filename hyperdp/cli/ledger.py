@@ -91,9 +91,14 @@ def set_cap_command(
 
     name = _identity(dataset)
     # A dataset's own ledger that has gone must not be made anew.
-    kept = Ledger(_file(ledger, name)) if ledger_file(name) is None else _open(ledger, name)
+    file = _file(ledger, name)
+    new = ledger_file(name) is None and not file.exists()
+    kept = Ledger(file) if new else _open(ledger, name)
+    known = not new and kept.account(name) is not None
     kept.set_cap(name, cap)
     typer.echo(f"cap of {dataset}: epsilon {epsilon:g} at delta {delta:g}")
+    if not known:
+        typer.echo(f"{name!r} is new to this ledger: nothing has been released under that name.")
 
 
 @app.command("history")
@@ -129,11 +134,11 @@ def export_command(
 
     Example: hyperdp ledger export -o ledger-export.json
     """
-    from hyperdp.keys import write_durably
+    from hyperdp.keys import PUBLIC, write_durably
 
     data = _open(ledger, None).export()
     try:
-        write_durably(out, data)
+        write_durably(out, data, mode=PUBLIC)
     except OSError as error:
         raise UsageError(
             expected=f"a file that can be written at {out}",
@@ -154,11 +159,19 @@ def _file(asked: Path | None, dataset: str | None) -> Path:
 def _open(asked: Path | None, dataset: str | None) -> Ledger:
     """The ledger, which must exist: looking must not make one."""
     from hyperdp.ledger import Ledger
+    from hyperdp.sealed_log import has_header
 
     found = _file(asked, dataset)
     if not found.is_file():
         raise UsageError(
             expected="a ledger", found=f"nothing at {found}", todo="Name the ledger with --ledger."
+        )
+    if asked is not None and not has_header(found):
+        raise UsageError(
+            expected="a ledger",
+            found=f"a file that does not begin as one, {found}",
+            todo="Name the ledger with --ledger. If this was one, it is damaged: restore it from a "
+            "backup.",
         )
     return Ledger(found)
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from hyperdp.plan import Plan
 
 
+PICTURES = (".png", ".svg", ".pdf")
+
+
 def _epsilons(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",") if part.strip()] or [math.nan]
@@ -69,8 +72,6 @@ def plan_command(
     forecast`, hours).
 
     Example: hyperdp plan --bundle glyphs --n 500 --epsilon 0.2,1,8 -o plan.png
-
-    Example: hyperdp plan --n 2000 --like print
     """
     from hyperdp.budget import PrivacyBudget
     from hyperdp.bundle import load_bundle
@@ -78,6 +79,7 @@ def plan_command(
     from hyperdp.mechanism import MechanismSpec
     from hyperdp.plan import make_plan
 
+    check_picture(out, "--out")
     loaded = load_bundle(bundle)
     forecast = load_forecast(loaded.path, loaded.hash)
     spec = MechanismSpec(
@@ -92,11 +94,9 @@ def plan_command(
     ]
     table = forecast.table(quantity, like)
     plan = make_plan(table, spec=spec, budgets=budgets, units=n, wanted=gain)
-    if out is not None:
-        from hyperdp.eval.plan_picture import draw_plan
-
-        title = f"{loaded.name}: n = {n:,.0f} {unit}s, δ = {delta:g}, {adjacency}"
-        draw_plan(plan, out, title=title, wanted=gain)
+    title = f"{loaded.name}: n = {n:,.0f} {unit}s, δ = {delta:g}, {adjacency}"
+    if as_json and out is not None:
+        _draw(plan, out, title=title, wanted=gain)
     if as_json:
         facts = dataclasses.asdict(plan) | {"n": n, "delta": delta, "wanted": gain, "like": like}
         typer.echo(json.dumps(facts | {"says": says(plan, n=n, wanted=gain, delta=delta)}))
@@ -117,7 +117,28 @@ def plan_command(
     for line in says(plan, n=n, wanted=gain, delta=delta):
         typer.echo(line)
     if out is not None:
+        _draw(plan, out, title=title, wanted=gain)
         typer.echo(f"curve in {out}")
+
+
+def _draw(plan: Plan, out: Path, *, title: str, wanted: float) -> None:
+    from hyperdp.eval.plan_picture import draw_plan
+
+    draw_plan(plan, out, title=title, wanted=wanted)
+
+
+def check_picture(path: Path | None, option: str) -> None:
+    """Refuse a picture's file that could not be written, before anything is worked out for it.
+
+    Raises:
+        UsageError: its name does not end in .png, .svg or .pdf, or it is a folder.
+    """
+    if path is not None and (path.suffix.lower() not in PICTURES or path.is_dir()):
+        raise UsageError(
+            expected=f"{option} FILE that ends in {', '.join(PICTURES)}",
+            found=f"'{path}'" + (", a folder" if path.is_dir() else ""),
+            todo="Name such a file.",
+        )
 
 
 def says(plan: Plan, *, n: float, wanted: float, delta: float) -> list[str]:

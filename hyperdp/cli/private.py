@@ -15,6 +15,7 @@ from hyperdp.cli._public import PublicLabels, PublicRecords, PublicSteps, read_p
 from hyperdp.cli._refine import refine
 from hyperdp.cli._refining import RefineRequest, settle
 from hyperdp.cli._releasing import ReleaseRequest, describe, make_release, tell
+from hyperdp.cli._words import command
 from hyperdp.errors import UsageError
 
 _REFINE_PANEL = "Steps after the release, out of the same budget"
@@ -143,19 +144,8 @@ def private_command(
             todo="Leave one of them out; nothing has been spent.",
         )
     begun = refine_by is not None and (out / ".adapter.run").is_dir()
-    if not begun and (out / "release" / "certificate.json").is_file():
-        raise UsageError(
-            expected="an empty or new folder to write to",
-            found=f"'{out}', which holds a release that was paid for",
-            todo=f"Go on from it: `hyperdp emit {out / 'release'} -o {out / 'adapter'}`, with what "
-            "you said of bundle and public records. Nothing more has been spent.",
-        )
-    if out.exists() and not begun and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(
-            expected="an empty or new folder to write to",
-            found=f"'{out}', which holds something",
-            todo="Choose another --out; nothing has been spent.",
-        )
+    if not begun:
+        _check_new(out, bundle)
     places = [Path(place).expanduser().resolve() for place in (public or "", data)]
     if public is not None and keys.overlap(*places):
         raise UsageError(
@@ -192,3 +182,33 @@ def private_command(
         return
     tell(facts)
     made.tell()
+
+
+def _check_new(out: Path, bundle: str) -> None:
+    """Refuse a folder that holds something, and say what it is that is there.
+
+    Raises:
+        UsageError: it does.
+    """
+    release, adapter = out / "release", out / "adapter"
+    found, todo = "which holds something", "Choose another --out; nothing has been spent."
+    if (adapter / "certificate.json").is_file():
+        found = "which holds what this command makes: the adapter is there"
+        todo = f"Use {adapter}, or choose another --out. Nothing more has been spent."
+    elif (release / "certificate.json").is_file():
+        of = [] if bundle == o.DEFAULT_BUNDLE else ["--bundle", bundle]
+        found = "which holds a release that was paid for"
+        todo = (
+            f"Go on from it: `{command('emit', release, *of, '-o', adapter)}`, with what you said "
+            "of public records. Nothing more has been spent."
+        )
+    elif out.is_dir() and any(out.glob(".release.*")):
+        found = "in which an earlier run was killed before its release was on disk"
+        todo = (
+            "What that run had reserved stays spent, see `hyperdp ledger show`. Choose another "
+            "--out, or delete this one; nothing more has been spent."
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(
+            expected="an empty or new folder to write to", found=f"'{out}', {found}", todo=todo
+        )

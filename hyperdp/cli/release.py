@@ -10,8 +10,7 @@ import typer
 
 from hyperdp.cli import _options as o
 from hyperdp.cli._releasing import ReleaseRequest, describe, make_release, tell
-
-DEFAULT_BUNDLE = "glyphs"
+from hyperdp.cli._words import bundle_words, command
 
 
 def release_command(
@@ -19,7 +18,7 @@ def release_command(
     epsilon: o.Epsilon,
     delta: o.Delta,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to be made for the release.")],
-    bundle: o.BundleName = DEFAULT_BUNDLE,
+    bundle: o.BundleName = o.DEFAULT_BUNDLE,
     ledger: o.LedgerFile = None,
     dataset: o.DatasetName = None,
     adjacency: o.AdjacencyName = "add-remove",
@@ -61,10 +60,10 @@ def release_command(
         allow_weak_delta=allow_weak_delta,
         workers=workers,
     )
-    facts = describe(make_release(request, open_bundle(bundle)), out)
+    loaded = open_bundle(bundle)
+    facts = describe(make_release(request, loaded), out)
     if as_json:
         typer.echo(json.dumps(facts))
         return
     tell(facts)
-    of = "" if bundle == DEFAULT_BUNDLE else f" --bundle {bundle}"
-    typer.echo(f"Next: hyperdp emit {out} -o ADAPTER{of}")
+    typer.echo(f"Next: {command('emit', out, *bundle_words(loaded), '-o', 'ADAPTER')}")

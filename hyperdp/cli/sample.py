@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hyperdp.cli._bars import advance, counting_bar
 from hyperdp.cli._device import OnDevice, on_device
+
+if TYPE_CHECKING:
+    from hyperdp.bundle import Bundle
+    from hyperdp.text_bundle import TextBundle
 
 
 def sample_command(
@@ -79,6 +83,8 @@ def sample_command(
             found=str(out),
             todo="Choose another --out; samples are never overwritten.",
         )
+    for folder in {adapter, *sources.values()}:
+        _check_made_with(folder, loaded)
     known = {name for name, _ in loaded.base.model.named_modules()}
     for source in sources.values():
         if foreign := sorted(set(load_peft(source)) - known):
@@ -102,6 +108,7 @@ def sample_command(
             found=f"the bundle {loaded.name!r}, which is of images",
             todo="Leave both out.",
         )
+    out.mkdir(parents=True, exist_ok=True)  # refused now rather than after the drawing
     written = {}
     with counting_bar() as bar:
         for name, source in sources.items():
@@ -122,3 +129,34 @@ def sample_command(
         typer.echo(json.dumps({"out": str(out), "images": written}))
     else:
         typer.echo(f"{sum(written.values())} images in {out}")
+
+
+def _check_made_with(folder: Path, bundle: Bundle | TextBundle) -> None:
+    """Refuse another bundle than the certificate beside an adapter names.
+
+    A base model of the same layout takes any adapter, and draws something else with it.
+
+    Raises:
+        BundleError: it is another one. UsageError: the certificate is none.
+    """
+    from hyperdp.certificate import CERTIFICATE_FILE
+    from hyperdp.errors import BundleError, UsageError
+
+    file = folder / CERTIFICATE_FILE
+    if not file.is_file():  # an adapter that was passed on by itself
+        return
+    try:
+        made_with = json.loads(file.read_bytes())["bundle_hash"]
+        name = json.loads(file.read_bytes())["bundle_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            expected=f"the certificate of an adapter in {file}",
+            found=type(error).__name__,
+            todo="Emit the adapter again, or check it with `hyperdp verify`.",
+        ) from error
+    if made_with != bundle.hash:
+        raise BundleError(
+            expected=f"the bundle that {folder} was made with, {name!r}, {str(made_with)[:12]}",
+            found=f"{bundle.name!r}, {bundle.hash[:12]}",
+            todo="Give that bundle with --bundle; another one draws something else.",
+        )

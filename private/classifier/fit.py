@@ -134,6 +134,7 @@ def fit_classifier(
             bundle_hash=config.hash,
             purpose="classifier",
         )
+        folder.paid = True
         images, labels = _read(records, config.network.image_shape, names)
         reservation.spend()
         weights = train(

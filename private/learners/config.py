@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from hyperdp.errors import UsageError
+from hyperdp.errors import UsageError, settings_error
 
 Start = Literal["fresh", "public-mean", "spectral"]
 
@@ -63,7 +63,7 @@ class FitConfig:
             "optimizer adamw or sgd": self.optimizer in ("adamw", "sgd"),
         }
         if broken := [rule for rule, kept in legal.items() if not kept]:
-            raise UsageError(expected=", ".join(broken), found=str(self), todo="Mend the settings.")
+            raise settings_error(self, broken)
         if self.expected_batch > self.size:
             raise UsageError(
                 expected=f"an expected batch of at most the dataset's public size, {self.size}",
