@@ -8,10 +8,11 @@ from pathlib import Path
 from hyperdp.bundle import load_bundle
 from hyperdp.compute import usable_device
 from hyperdp.eval.bench_recipe import BenchConfig, cells
-from hyperdp.eval.cells import Cell, OnCell, Only, measure_cells, row_key
+from hyperdp.eval.cells import Cell, OnCell, Only, measure_cells
 from hyperdp.eval.kept_pictures import Keep
 from hyperdp.eval.results import Row, append_rows, read_rows
 from hyperdp.eval.reuse import reused_rows
+from hyperdp.eval.row_settings import bench_settings, fits
 from hyperdp.eval.study import Progress
 from hyperdp.eval.tuning import Tuning
 from hyperdp.eval.world import LabelledWorld, World
@@ -61,25 +62,43 @@ def run_bench(
     measure_cells(
         filter(chosen.keeps, cells(config)), out, bench=config.bench, delta=config.delta,
         base=lambda _: base, figures=figures, on_cell=on_cell, device=bundle.device,
+        settings=lambda cell: bench_settings(config, cell),
     )  # fmt: skip
-    rows = [row for row in read_rows(out) if (row.bench, row.base) == (config.bench, base)]
-    gains = recovered_gains(rows)
-    append_rows(out, gains, once=True)
-    return rows + gains
+    return current_rows(config, read_rows(out), base)
+
+
+def current_rows(config: BenchConfig, rows: list[Row], base: str) -> list[Row]:
+    """The rows of a recipe and a bundle, with the recovered gains that follow from them.
+
+    Gains are worked out here and never read: a stored one would stay as it was when its reference
+    is measured anew.
+
+    Args:
+        config: the recipe.
+        rows: of any recipes, bundles and settings.
+        base: the bundle as rows spell it.
+    """
+    mine = [
+        row
+        for row in rows
+        if (row.bench, row.base) == (config.bench, base)
+        and row.metric != "recovered_gain"
+        and fits(row, bench_settings(config, row))
+    ]
+    return mine + recovered_gains(mine)
 
 
 def recovered_gains(rows: list[Row]) -> list[Row]:
-    """The recovered gains that a bench's rows do not hold yet, in the order of the rows.
+    """The recovered gains of a bench's rows, in their order.
 
     (FID_base - FID) / (FID_base - FID_LoRA), with the mean over seeds of base and of non-private
     LoRA on all private records. A set without these two, or that LoRA does not bring nearer, has no
     gain; it has one as soon as they are measured, whatever the order of the cells.
     """
-    known = {row_key(r) for r in rows if r.metric == "recovered_gain"}
     fids = [r for r in rows if r.metric == "fid"]
     gains = []
     for row in fids:
-        if row.method in {"floor", "base", "lora"} or row_key(row) in known:
+        if row.method in {"floor", "base", "lora"}:
             continue
         base, lora = (
             [r.value for r in fids if (r.private_set, r.method) == (row.private_set, name)]

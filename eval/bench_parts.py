@@ -25,7 +25,7 @@ KINDS = {
     "base": "control", "public_mean": "control", "other_task": "control", "lora": "mark",
     "floor": "floor",
 }  # fmt: skip
-NO_RECORDS = ("base", "public_mean", "other_task")
+NO_RECORDS = ("base", "public_mean", "other_task", "shared")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,14 @@ class Cost:
     """What a method took.
 
     Attributes:
-        method: which. cells: measured. seconds: of one cell, the mean. total: of all, in seconds.
+        method: which. hardware: that it was measured on. cells: measured.
+        seconds: of one cell, the mean. total: of all, in seconds.
         peak_rss_mb: the largest, of the process that measured it.
         privacy: what one cell spent of the private records' budget, in words.
     """
 
     method: str
+    hardware: str
     cells: int
     seconds: float
     total: float
@@ -225,26 +227,27 @@ def _picture(cell: Cell, title: str, png: bytes) -> Shown:
 
 
 def costs(rows: Sequence[Row]) -> list[Cost]:
-    """What each method took, in the order of the rows.
+    """What each method took on each kind of machine, in the order of the rows.
 
     Args:
         rows: of all sets.
     """
-    by_method: dict[str, dict[tuple[object, ...], Row]] = {}
+    by_method: dict[tuple[str, str], dict[tuple[object, ...], Row]] = {}
     for row in rows:
         if row.metric != "recovered_gain":  # reckoned from others, with their seconds
             key = (row.private_set, row.n, row.epsilon, row.seed)
-            by_method.setdefault(row.method, {})[key] = row
+            by_method.setdefault((row.method, row.hardware), {})[key] = row
     return [
         Cost(
             method=method,
+            hardware=hardware,
             cells=len(found),
             seconds=sum(r.seconds for r in found.values()) / len(found),
             total=sum(r.seconds for r in found.values()),
             peak_rss_mb=max(r.peak_rss_mb for r in found.values()),
             privacy=_privacy(method, list(found.values())),
         )
-        for method, found in by_method.items()
+        for (method, hardware), found in by_method.items()
     ]
 
 

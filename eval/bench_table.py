@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hyperdp.bundle import load_bundle
+from hyperdp.eval.bench import current_rows
 from hyperdp.eval.bench_recipe import BenchConfig, cells
 from hyperdp.eval.earlier import base_name, caption, measured_base
 from hyperdp.eval.results import Row, read_rows, to_markdown
@@ -26,7 +27,7 @@ def stored_rows(config: BenchConfig, path: Path, *, earlier: bool = False) -> li
     known = read_rows(path)
     base = base_name(load_bundle(config.bundle))
     base = measured_base(known, config.bench, base) if earlier else base
-    return in_order(config, [r for r in known if (r.bench, r.base) == (config.bench, base)])
+    return in_order(config, current_rows(config, known, base))
 
 
 def stored_caption(config: BenchConfig, path: Path) -> str:

@@ -81,6 +81,7 @@ def measure_cells(
     figures: Callable[[Cell, Progress], dict[str, float]],
     on_cell: OnCell | None = None,
     device: torch.device | None = None,
+    settings: Callable[[Cell], str] | None = None,
 ) -> None:
     """Measures the cells that have no row yet, and writes each as soon as it is measured.
 
@@ -96,12 +97,14 @@ def measure_cells(
         figures: (cell, progress) → metric → value.
         on_cell: see `OnCell`.
         device: where networks compute, for the rows to name.
+        settings: cell → digest of its settings, where `base` does not name them.
     """
     todo = list(wanted)
     for number, cell in enumerate(todo):
-        name = base(cell)
+        name, made_with = base(cell), "" if settings is None else settings(cell)
         key = (bench, name, cell.private_set, cell.method, cell.n, cell.epsilon, cell.seed)
-        if any(row_key(row) == key for row in read_rows(path)):
+        held = [row for row in read_rows(path) if row_key(row) == key]
+        if any(row.settings in ("", made_with) for row in held):
             continue
         progress = on_cell(cell, number, len(todo)) if on_cell is not None else _silent
         began = time.monotonic()
@@ -120,6 +123,7 @@ def measure_cells(
                 value=value,
                 seconds=round(time.monotonic() - began, 1),
                 peak_rss_mb=peak_rss_mb(),
+                settings=made_with,
                 **provenance(device),
             )
             for metric, value in found.items()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +31,7 @@ from hyperdp.eval.labelled_recipe import (
 from hyperdp.eval.metrics.by_class import accuracy_by_class
 from hyperdp.eval.private_sets import PrivateSet
 from hyperdp.eval.results import Row, read_rows
+from hyperdp.eval.row_settings import fits, json_digest, labelled_settings
 from hyperdp.eval.study import Progress, draw_images, release_once, released_weights
 from hyperdp.eval.world import load_set
 from hyperdp.lora import Weights, pick
@@ -201,7 +200,7 @@ def cell_base(config: LabelledConfig, cell: Cell, named: Callable[[], str]) -> s
         named: the bundle as rows spell it; called where the cell's method has one.
     """
     bundle = named() if is_synthetic(cell.method) else ""
-    if cell.method == "hyper":
+    if cell.method == "hyper":  # its settings stand beside it, see `labelled_settings`
         return bundle
     values: dict[str, object] = {"steps": config.classifier_steps}
     n, epsilon = cell.n or 1, cell.epsilon or 0.0
@@ -212,16 +211,12 @@ def cell_base(config: LabelledConfig, cell: Cell, named: Callable[[], str]) -> s
             values |= {"lora": config.lora_values(cell.method, n=n, epsilon=epsilon)}
         values |= {"images": config.images_per_class}
         values |= {"sampling": dataclasses.asdict(config.sampling)}
-        return f"{bundle}-{_digest(values)}"
+        return f"{bundle}-{json_digest(values)}"
     if cell.method.startswith("dpsgd"):
         made = config.classifier(cell.method, n=n, epsilon=epsilon,
                                  image_shape=(1, 28, 28), classes=10)  # fmt: skip
         values = dataclasses.asdict(made)
-    return f"{'wrn' if cell.method.startswith('dpsgd') else 'cnn'}-{_digest(values)}"
-
-
-def _digest(values: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{'wrn' if cell.method.startswith('dpsgd') else 'cnn'}-{json_digest(values)}"
 
 
 def run_labelled(
@@ -275,12 +270,14 @@ def run_labelled(
             base=lambda cell: cell_base(config, cell, named),
             figures=lambda cell, progress: world(cell.private_set).measure(cell, progress),
             on_cell=on_cell, device=torch.device((speed or Speed()).device),
+            settings=lambda cell: labelled_settings(config, cell),
         )  # fmt: skip
         known = read_rows(out)
     rows: list[Row] = []
     for cell in wanted:
         key = (config.bench, cell_base(config, cell, named), *dataclasses.astuple(cell))
-        rows += [row for row in known if row_key(row) == key]
+        mine = (row for row in known if row_key(row) == key)
+        rows += [row for row in mine if fits(row, labelled_settings(config, cell))]
     return rows
 
 

@@ -20,6 +20,7 @@ import torch
 from hyperdp.errors import DataError
 
 RESULTS = Path(__file__).parent / "results"
+SOURCES = (":/", ":(top,exclude)eval/results", ":(top,exclude)docs")  # what a figure comes from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class Row:
         metric: `fid`, `kid`, `recovered_gain`, `accuracy`, …; value: the figure.
         commit, hardware, command: where it comes from. seconds: of the cell's own work.
         peak_rss_mb: of the process so far.
+        settings: digest of what it was measured with, see `hyperdp.eval.row_settings`; "" where
+            `base` names it, and in rows from before there was one.
     """
 
     bench: str
@@ -51,6 +54,7 @@ class Row:
     seconds: float
     peak_rss_mb: float
     command: str
+    settings: str = ""
 
 
 def append_rows(path: Path, rows: Iterable[Row], *, once: bool = False) -> None:
@@ -75,15 +79,19 @@ def append_rows(path: Path, rows: Iterable[Row], *, once: bool = False) -> None:
             for row in rows
             if _figure(row) not in there
         )
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:  # a full disk: a part of a cell's rows would pass for all of them
+            os.ftruncate(file.fileno(), whole)
+            raise
 
 
 def _figure(row: Row) -> tuple[object, ...]:
     """What tells one figure from any other."""
     return (row.bench, row.base, row.private_set, row.method, row.n, row.epsilon, row.seed,
-            row.metric)  # fmt: skip
+            row.metric, row.settings)  # fmt: skip
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -105,7 +113,7 @@ def read_rows(path: Path) -> list[Row]:
             values = json.loads(line)
         except json.JSONDecodeError:
             values = None
-        if not isinstance(values, dict) or set(values) != names:
+        if not isinstance(values, dict) or set(values) | {"settings"} != names:
             raise DataError(
                 expected=f"a row with {', '.join(sorted(names))}",
                 found=f"line {number} of {path}",
@@ -195,7 +203,8 @@ def check_marks(page: Path, name: str) -> tuple[str, str]:
 def provenance(device: torch.device | None = None) -> dict[str, str]:
     """`commit`, `hardware` and `command` of this run, for `Row`.
 
-    HYPERDP_COMMIT says the commit, where it is set: for a copy that git does not know.
+    HYPERDP_COMMIT says the commit, where it is set: for a copy that git does not know. A commit
+    whose files were changed since is `…-dirty`: it alone does not give the row again.
 
     Args:
         device: where networks computed; a GPU is named beside the processor.
@@ -203,14 +212,21 @@ def provenance(device: torch.device | None = None) -> dict[str, str]:
     git = shutil.which("git")
     commit = os.environ.get("HYPERDP_COMMIT", "")[:7]
     if git is not None and not commit:
-        asked = [git, "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
-        found = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603
-        commit = found.stdout.strip() or commit
+        commit = _asked([git, "rev-parse", "--short", "HEAD"])
+        changed = _asked([git, "status", "--porcelain", "--untracked-files=no", "--", *SOURCES])
+        commit += "-dirty" if commit and changed else ""
     name = Path(sys.argv[0]).name
     words = ["hyperdp" if name == "__main__.py" else name, *sys.argv[1:]]  # or python -m hyperdp
     return {
         "commit": commit or "unknown", "hardware": hardware(device), "command": " ".join(words)
     }  # fmt: skip
+
+
+def _asked(words: list[str]) -> str:
+    """What git answers, in the folder of this file; "" where it has no answer."""
+    here = Path(__file__).resolve().parent
+    found = subprocess.run(words, cwd=here, capture_output=True, text=True, check=False)  # noqa: S603
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def hardware(device: torch.device | None = None) -> str:

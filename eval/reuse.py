@@ -9,6 +9,7 @@ from hyperdp.eval.bench_recipe import BenchConfig, cells, read_bench_recipe
 from hyperdp.eval.cells import row_key
 from hyperdp.eval.methods import METHODS
 from hyperdp.eval.results import RESULTS, Row, read_rows
+from hyperdp.eval.row_settings import bench_settings, fits
 
 
 def reused_rows(config: BenchConfig, base: str, held: list[Row]) -> list[Row]:
@@ -41,10 +42,16 @@ def reused_rows(config: BenchConfig, base: str, held: list[Row]) -> list[Row]:
             tuned = METHODS[row.method.partition("/")[0]].settings not in {"", "finetune"}
             if row.bench != other.bench or tuned or row.metric == "recovered_gain":
                 continue
-            if row_key(copied) in wanted:
+            alike = fits(row, bench_settings(config, row))
+            if row_key(copied) in wanted and alike and _all_of_it(row, config, other):
                 found.append(copied)
         wanted -= {row_key(row) for row in found}
     return found
+
+
+def _all_of_it(row: Row, config: BenchConfig, other: BenchConfig) -> bool:
+    """Whether a row of a whole set is of as many records here: what LoRA is trained on, say."""
+    return row.n is not None or max(config.n) == max(other.n)
 
 
 def _check_alike(config: BenchConfig, other: BenchConfig, name: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +19,7 @@ import torch
 from hyperdp.bundle import load_bundle
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import bench as bench_module
+from hyperdp.eval import results as results_module
 from hyperdp.eval import reuse
 from hyperdp.eval.bench import run_bench
 from hyperdp.eval.bench_recipe import BenchConfig, at_size, cells, read_bench_recipe
@@ -23,7 +27,15 @@ from hyperdp.eval.cells import Cell, Only
 from hyperdp.eval.digit_classifier import train_classifier
 from hyperdp.eval.methods import LEARNERS, METHODS
 from hyperdp.eval.private_sets import load_private_set
-from hyperdp.eval.results import Row, append_rows, mean_std, read_rows, render_into, to_markdown
+from hyperdp.eval.results import (
+    Row,
+    append_rows,
+    mean_std,
+    provenance,
+    read_rows,
+    render_into,
+    to_markdown,
+)
 from hyperdp.eval.study import SamplingConfig, control_weights, draw_images, release_once
 from hyperdp.eval.tuning import Tuning, choices
 from hyperdp.eval.world import World
@@ -334,7 +346,100 @@ def test_gains_come_as_soon_as_they_can_whatever_the_order(
     gains = [(r.method, r.seed, r.value) for r in rows if r.metric == "recovered_gain"]
     assert ("hyper", 1, pytest.approx(0.5)) in gains
     assert len(gains) == len({gain[:2] for gain in gains}) == 3
-    assert run_bench(config, out) == rows == read_rows(out)
+    assert run_bench(config, out) == rows
+    stored = read_rows(out)  # gains are worked out and never stored
+    assert [r for r in rows if r.metric != "recovered_gain"] == stored
+    better = [dataclasses.replace(r, value=55.0) if r.method == "lora" else r for r in stored]
+    out.unlink()
+    append_rows(out, [*better, dataclasses.replace(stored[-1], metric="recovered_gain", value=9.0)])
+    again = [(r.method, r.seed, r.value) for r in run_bench(config, out)
+             if r.metric == "recovered_gain"]  # fmt: skip
+    assert ("hyper", 1, pytest.approx(30 / 45)) in again and len(again) == len(gains)
+
+
+def test_rows_of_other_settings_are_measured_anew(
+    config: BenchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    measured: list[str] = []
+
+    def measure(self, cell, progress):
+        measured.append(cell.method)
+        return {"fid": 1.0 + len(measured)}
+
+    monkeypatch.setattr(bench_module.World, "measure", measure)
+    config = dataclasses.replace(config, methods=["base", "lora", "hyper"], seeds=[0])
+    out = tmp_path / "rows.jsonl"
+    changes = {
+        "finetune": dataclasses.replace(config.finetune, steps=config.finetune.steps + 1),
+        "sampling": dataclasses.replace(config.sampling, count=config.sampling.count + 1),
+        "delta": config.delta / 2,
+    }
+    run_bench(config, out)
+    first, whole = read_rows(out), ["base", "lora", "hyper"]
+    assert measured == whole and all(row.settings for row in first)
+    assert len({row.settings for row in first}) == 3
+    anew = {"finetune": ["lora"], "sampling": whole, "delta": ["hyper"]}
+    for key, value in changes.items():
+        measured.clear()
+        rows = run_bench(dataclasses.replace(config, **{key: value}), out)
+        assert measured == anew[key]
+        assert len([r for r in rows if r.metric == "fid"]) == 3  # one of each, of these settings
+    measured.clear()
+    assert len(run_bench(config, out)) == len(first) and not measured  # the old ones are there
+    out.unlink()
+    append_rows(out, [dataclasses.replace(row, settings="") for row in first])
+    run_bench(config, out)  # rows from before there were digests count as they did
+    assert not measured
+
+
+def test_a_full_disk_leaves_no_part_of_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    values = {
+        "bench": "b", "base": "x", "private_set": "s", "method": "m", "n": None, "epsilon": None,
+        "delta": None, "seed": 0, "commit": "c", "hardware": "h", "seconds": 1.0,
+        "peak_rss_mb": 1.0, "command": "w",
+    }  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [Row(metric="fid", value=1.0, **values)])
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            append_rows(path, [Row(metric=m, value=1.0, **values) for m in ("kid", "loss")])
+    assert path.read_bytes() == before
+    append_rows(path, [Row(metric="kid", value=1.0, **values)])
+    assert len(read_rows(path)) == 2
+
+
+def test_a_row_says_where_its_tree_was_not_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("HYPERDP_COMMIT", raising=False)
+    place = tmp_path / "eval" / "results.py"
+    place.parent.mkdir()
+    monkeypatch.setattr(results_module, "__file__", str(place))
+
+    def git(*words: str) -> None:
+        own = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        subprocess.run(own, cwd=tmp_path, check=True, capture_output=True)
+
+    assert provenance()["commit"] == "unknown"
+    git("init", "-q")
+    for file in ("eval/results.py", "eval/results/a.jsonl", "docs/page.md"):
+        (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / file).write_text("1")
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    clean = provenance()["commit"]
+    assert len(clean) >= 7 and "dirty" not in clean
+    (tmp_path / "docs" / "page.md").write_text("2")  # what a bench itself writes
+    (tmp_path / "eval" / "results" / "a.jsonl").write_text("2")
+    assert provenance()["commit"] == clean
+    place.write_text("2")
+    assert provenance()["commit"] == f"{clean}-dirty"
 
 
 def test_rows_survive_the_disk_and_a_bad_line_is_named(tmp_path: Path):

@@ -15,7 +15,7 @@ from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import text_bench, text_demo, text_sets
 from hyperdp.eval.hybrids import hybrid_records
 from hyperdp.eval.mails import mail_body
-from hyperdp.eval.results import read_rows
+from hyperdp.eval.results import append_rows, read_rows
 from hyperdp.eval.rivals import fit_records
 from hyperdp.eval.text_recipe import RECIPES, read_text_recipe, text_recipe_path
 from hyperdp.eval.text_sets import TextSet, load_text_set, split_documents
@@ -28,6 +28,7 @@ from hyperdp.eval.text_study import (
     to_tokens,
 )
 from hyperdp.private.finetune import FinetuneConfig
+from hyperdp.private.learners.config import FitConfig
 from hyperdp.text_bundle import TextBundle
 from tests.text_world import TEXTS, text_bundle
 from tests.worlds import tiny_bundle
@@ -147,9 +148,53 @@ def test_another_search_for_the_reference_is_another_reference(bundle: TextBundl
     config = read_text_recipe(recipe(tmp_path, bundle))
     more = replace(config, finetune_trials=[{"steps": 3}, {"lr": 1e-4}])
     assert [c.steps for c in more.references()] == [config.finetune.steps, 3, config.finetune.steps]
-    names = [text_bench.row_name(bundle, "lora", c) for c in (config, more)]
+    names = [text_bench.row_name(bundle, "lora", c, 1) for c in (config, more)]
     assert len(set(names)) == 2
-    assert text_bench.row_name(bundle, "base", more) == text_bench.row_name(bundle, "base", config)
+    bases = {text_bench.row_name(bundle, "base", c, 1) for c in (config, more)}
+    assert len(bases) == 1
+
+
+def test_rows_of_other_settings_or_of_another_split_are_other_rows(
+    bundle: TextBundle, tmp_path: Path
+):
+    config = read_text_recipe(recipe(tmp_path, bundle, 'public = "a.jsonl"\n'))
+    stepped = replace(config, fits={"dpsgd": FitConfig(size=8, expected_batch=8)})
+
+    def name(method: str, config=stepped, edition: int = 1, **changes):
+        return text_bench.row_name(bundle, method, replace(config, **changes), edition)
+
+    faster = {"dpsgd": FitConfig(size=8, expected_batch=8, lr=9.0)}
+    assert name("dpsgd") != name("dpsgd", fits=faster)
+    assert name("hyper") == name("hyper", fits=faster) != name("hyper", delta=0.1)
+    assert name("shared") == name("shared", delta=0.1) != name("shared", public="b.jsonl")
+    assert name("reweighted") != name("reweighted", public="b.jsonl")
+    for method in ("base", "lora", "public_mean", "hyper", "dpsgd"):
+        assert name(method) != name(method, edition=2)
+    secrets = {"canaries": 4, "repeats": 3}
+    assert name("hyper", **secrets) != name("hyper", **{**secrets, "repeats": 1})
+    assert name("lora", **secrets) == name(
+        "lora", edition=2, **secrets
+    )  # no reference is looked at
+
+
+def test_a_gain_follows_its_reference_and_is_not_stored(bundle: TextBundle, tmp_path: Path):
+    config = read_text_recipe(recipe(tmp_path, bundle))
+    rows_at = tmp_path / "rows.jsonl"
+    run_bench = lambda: text_bench.run_text_bench(  # noqa: E731
+        config, rows_at, lambda *_: lambda *_: None
+    )
+    first = {(r.method, r.seed): r.value for r in run_bench() if r.metric == "recovered_gain"}
+    rows = read_rows(rows_at)
+    assert first and not [r for r in rows if r.metric == "recovered_gain"]
+    base = next(r.value for r in rows if (r.method, r.metric) == ("base", "nats"))
+    better = [
+        replace(r, value=base - 2 * (base - r.value)) if (r.method, r.metric) == ("lora", "nats")
+        else r for r in rows
+    ]  # fmt: skip
+    rows_at.unlink()
+    append_rows(rows_at, [*better, replace(rows[0], method="hyper", metric="recovered_gain")])
+    again = {(r.method, r.seed): r.value for r in run_bench() if r.metric == "recovered_gain"}
+    assert again == pytest.approx({key: gain / 2 for key, gain in first.items()})
 
 
 def test_the_bench_measures_every_cell_once_and_goes_on_where_it_was(
@@ -159,7 +204,9 @@ def test_the_bench_measures_every_cell_once_and_goes_on_where_it_was(
     page.write_text("<!-- table:toy -->\n<!-- /table:toy -->\n")
     words = ["bench", str(path), "-o", str(rows_at), "--into", str(page)]
     assert run(words) == 0
-    rows = read_rows(rows_at)
+    config = read_text_recipe(path)
+    rows = text_bench.stored_text_rows(config, rows_at, bundle)
+    assert [r for r in rows if r.metric != "recovered_gain"] == read_rows(rows_at)
     cells = {(r.method, r.n, r.epsilon, r.seed) for r in rows}
     wanted = {(m, None, None, 0) for m in ("base", "lora", "public_mean")}
     assert cells == wanted | {(m, 40, 8.0, s) for m in ("hyper", "other_task") for s in (0, 1)}
@@ -169,12 +216,12 @@ def test_the_bench_measures_every_cell_once_and_goes_on_where_it_was(
         value["base", 0, "nats"] - value["lora", 0, "nats"]
     )
     assert value["hyper", 1, "recovered_gain"] == pytest.approx(gain)
-    assert len({r.base for r in rows if r.method in text_bench.BASE_ONLY}) == 1
-    assert len({r.base for r in rows}) == 2  # the others change with encoder and hypernetwork
+    # Base, LoRA with its trials, the public mean without a budget, and what has one.
+    assert len({r.base for r in rows}) == 4
     before = rows_at.read_bytes()
-    rows_at.write_bytes(b"".join(before.splitlines(keepends=True)[:-3]))  # the last cell is lost
+    rows_at.write_bytes(b"".join(before.splitlines(keepends=True)[:-2]))  # the last cell is lost
     assert run(words) == 0
-    assert len(read_rows(rows_at)) == len(rows)
+    assert len(read_rows(rows_at)) == len(before.splitlines())
     assert run([*words, "--table-only"]) == 0
     assert "| toy | hyper | 40 | 8 |" in page.read_text()
     capsys.readouterr()
@@ -205,12 +252,11 @@ def test_public_documents_give_two_more_methods_that_read_the_same_release(
     assert value["reweighted"] != value["hyper"] and value["shared"] != value["lora"]
 
 
-def test_a_gain_without_its_marks_is_an_error_that_names_them(bundle: TextBundle, tmp_path: Path):
-    config = read_text_recipe(recipe(tmp_path, bundle))
-    with pytest.raises(UsageError, match="base and lora"):
-        text_bench.run_text_bench(
-            config, tmp_path / "r.jsonl", lambda *_: lambda *_: None, ["hyper"]
-        )
+def test_there_is_no_gain_without_its_marks(bundle: TextBundle, tmp_path: Path):
+    config, rows_at = read_text_recipe(recipe(tmp_path, bundle)), tmp_path / "r.jsonl"
+    for methods, gains in ((["hyper"], 0), (["base", "lora"], 2)):
+        rows = text_bench.run_text_bench(config, rows_at, lambda *_: lambda *_: None, methods)
+        assert len([r for r in rows if r.metric == "recovered_gain"]) == gains
 
 
 def test_rivals_are_measured_beside_at_the_size_of_their_cell(
@@ -231,8 +277,8 @@ def test_rivals_are_measured_beside_at_the_size_of_their_cell(
     )
     assert run(["bench", str(path), "-o", str(tmp_path / "rows.jsonl")]) == 0
     assert asked == [("dpsgd", lr, 40, 40, 8.0) for lr in (1e-3, 1e-2)]
-    gains = {r.method: r.value for r in read_rows(tmp_path / "rows.jsonl")
-             if r.metric == "recovered_gain"}  # fmt: skip
+    stored = text_bench.stored_text_rows(read_text_recipe(path), tmp_path / "rows.jsonl", bundle)
+    gains = {r.method: r.value for r in stored if r.metric == "recovered_gain"}
     assert {"dpsgd", "dpsgd/fast"} <= set(gains)
     assert gains["dpsgd"] != gains["dpsgd/fast"]
     path.write_text(path.read_text().replace("[fits.dpsgd]", "[fits.magic]"))
@@ -294,6 +340,27 @@ def test_a_recipe_says_what_is_wrong_with_it(bundle: TextBundle, tmp_path: Path)
     tiny_bundle(tmp_path / "images")
     with pytest.raises(UsageError, match="of images"):
         text_bench.open_text_bundle(tmp_path / "images")
+
+
+def test_no_private_reference_opens_as_a_document_of_its_pool():
+    same = [f"{' '.join(['The same mail to many'] * 8)} number {i}" for i in range(40)]
+    own = [f"{i} words of one's own, and {i} more" for i in range(60)]
+    documents = [text for pair in zip(same, own, strict=False) for text in pair] + own[40:]
+    plain = split_documents("toy", "", documents)
+    apart = split_documents("toy", "", documents, apart=True)
+    assert apart.pool == plain.pool and apart.edition == 2 != plain.edition
+    assert set(plain.reference) & set(same)  # what a split by document alone lets through
+    assert apart.reference == [text for text in plain.reference if text not in same]
+    assert text_sets.opening("A, b:  C!") == text_sets.opening("a B c") == ("a", "b", "c")
+    for name in text_sets.TEXT_SETS:
+        try:
+            data = load_text_set(name)
+        except DataError:  # without `make texts`
+            continue
+        assert data.edition == text_sets.edition_of(name)
+        if data.edition == 2:
+            pool = {text_sets.opening(text) for text in data.pool}
+            assert not any(text_sets.opening(text) in pool for text in data.reference)
 
 
 def test_shipped_recipes_name_sets_that_there_are():

@@ -93,9 +93,11 @@ def bench_command(
         only = only_cells(size, epsilon, seed)
         bench_texts(texts, out, into, private_set, method, only, table_only=table_only)
         return
+    from hyperdp.bundle import load_bundle
     from hyperdp.eval.bench import run_bench
     from hyperdp.eval.bench_recipe import read_bench_recipe
     from hyperdp.eval.bench_table import bench_table, stored_caption, stored_rows
+    from hyperdp.eval.earlier import base_name
     from hyperdp.eval.kept_pictures import Pictures
     from hyperdp.eval.results import RESULTS, check_marks, render_into
     from hyperdp.eval.tuning import choices
@@ -111,7 +113,8 @@ def bench_command(
     if table_only:
         rows = stored_rows(whole, path, earlier=True)
     else:
-        keep = None if pictures is None else Pictures(folder=pictures).keep
+        name = base_name(load_bundle(config.bundle))  # pictures of another one are other pictures
+        keep = None if pictures is None else Pictures(folder=pictures / name).keep
         only = only_cells(size, epsilon, seed)
         rows = run_bench(
             config, path, only=only, on_cell=cell_lines(console), keep=keep, device=device

@@ -35,6 +35,7 @@ def report_command(
     from hyperdp.eval.bench_recipe import read_bench_recipe
     from hyperdp.eval.bench_report import write_bench_report
     from hyperdp.eval.bench_table import stored_rows
+    from hyperdp.eval.earlier import base_name
     from hyperdp.eval.kept_pictures import Pictures
     from hyperdp.eval.results import RESULTS
 
@@ -45,13 +46,14 @@ def report_command(
             found=str(pictures),
             todo="Give that folder, or leave --pictures out.",
         )
+    bundle = load_bundle(config.bundle)
     path = rows if rows is not None else RESULTS / f"{config.bench}.jsonl"
     page = write_bench_report(
         config,
         stored_rows(config, path),
-        load_bundle(config.bundle),
+        bundle,
         out,
-        pictures=None if pictures is None else Pictures(folder=pictures),
+        pictures=None if pictures is None else Pictures(folder=pictures / base_name(bundle)),
         command=" ".join(["hyperdp", *sys.argv[1:]]),
     )
     typer.echo(f"Look at it: {page.resolve().as_uri()}")
