@@ -189,7 +189,7 @@ def run_guard(
                 value=float(np.mean(flags)), seconds=round(time.monotonic() - began, 1),
                 peak_rss_mb=peak_rss_mb(), **provenance(),
             )  # fmt: skip
-            append_rows(out, [row])
+            append_rows(out, [row], once=True)
             rows.append(row)
     return rows
 

@@ -183,6 +183,6 @@ def run_theory(
             for method, values in found.items()
             for seed, value in enumerate(values)
         ]  # fmt: skip
-        append_rows(path, found_rows)
+        append_rows(path, found_rows, once=True)
         rows += found_rows
     return rows
