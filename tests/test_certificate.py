@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from hyperdp import keys
 from hyperdp.budget import PrivacyBudget
 from hyperdp.certificate import Certificate, read_release
-from hyperdp.errors import HyperdpError, VerificationError
+from hyperdp.errors import HyperdpError, UsageError, VerificationError
 from hyperdp.ledger import Ledger
 from hyperdp.private.release import release
 from hyperdp.verification import check_entry, verify
@@ -249,7 +249,7 @@ def test_verifying_against_another_sqlite_file_writes_nothing_into_it(made, tmp_
 
 
 def test_a_missing_ledger_is_said_to_be_missing(made, tmp_path):
-    with pytest.raises(VerificationError, match="No such file"):
+    with pytest.raises(UsageError, match="No such file"):  # no finding about the release
         verify(made / "out", ledger=tmp_path / "none.db")
     assert not (tmp_path / "none.db").exists()
 

@@ -258,10 +258,10 @@ def test_an_interrupt_leaves_nothing(make, ledger, tmp_path):
 
 
 def test_a_disk_that_fills_up_leaves_nothing(make, ledger, tmp_path, monkeypatch):
-    def write(path, data, real=keys.write_durably):
+    def write(path, data, *, mode=0o600, real=keys.write_durably):
         if path.name == "certificate.json":
             raise OSError(28, "No space left on device")
-        real(path, data)
+        real(path, data, mode=mode)
 
     monkeypatch.setattr(released.keys, "write_durably", write)
     with pytest.raises(UsageError, match="No space"):
