@@ -29,6 +29,7 @@ from hyperdp.pretrain.task_files import Figures, Progress, TaskFiles
 from hyperdp.pretrain.tasks import TaskMix, TaskSampler
 
 LEVELS = 5e-4, 0.2  # the least and the most noise in a mean: ε = 8 of 2,000, ε = 0.2 of 100
+DEFAULT_UNITS = 64, 256, 2048
 LOSS_QUERIES = 256  # held-out records that the loss is taken on
 NonPrivate = Callable[[Tensor, int], Weights]
 """(records float32 [n, C, H, W], seed) → the adapter of LoRA without privacy."""
@@ -69,7 +70,7 @@ class ForecastConfig:
 
     tasks: int = 24
     like: str = ANY
-    units: tuple[int, ...] = (64, 256, 2048)
+    units: tuple[int, ...] = DEFAULT_UNITS
     noise_std: tuple[float, ...] = dataclasses.field(default_factory=lambda: spread_levels(8))
     queries: int = 256
     mix: TaskMix = dataclasses.field(default_factory=lambda: TaskMix(everything=0.0))

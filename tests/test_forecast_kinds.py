@@ -20,7 +20,7 @@ from hyperdp.forecast import LIKE as KINDS
 from hyperdp.pretrain import forecast as pretrain_forecast
 from hyperdp.pretrain.corpus import Corpus
 from hyperdp.pretrain.corpus_sample import open_sample
-from hyperdp.pretrain.forecast import ForecastConfig, draw_task
+from hyperdp.pretrain.forecast import DEFAULT_UNITS, ForecastConfig, draw_task
 from hyperdp.pretrain.forecast_kinds import QUERY_SHARE, draw_like
 from hyperdp.pretrain.style import Style
 from hyperdp.pretrain.tasks import Rows, TaskMix, TaskSampler
@@ -156,9 +156,11 @@ def test_making_one_kind_keeps_the_tables_of_another(
     words = ["pretrain", "forecast", str(bundle.path), "--corpus", "sample", "--no-guard"]
     for like in ("any", "print", "print"):
         assert run([*words, "--tasks", "9", "--lora-steps", "1", "--like", like]) == 0
-    assert [config.like for config in asked] == ["any", "print", "print"]
+    assert run([*words, "--tasks", "9", "-n", "90", "-n", "30", "-n", "90"]) == 0
+    assert [config.like for config in asked] == ["any", "print", "print", "any"]
+    assert [config.units for config in asked[-2:]] == [DEFAULT_UNITS, (30, 90)]
     made = load_forecast(bundle.path, bundle.hash)
-    assert made.likes == ["hand", "any", "print"] and made.table(like="hand") == kept
+    assert made.likes == ["hand", "print", "any"] and made.table(like="hand") == kept
     assert made.table(like="print") == dataclasses.replace(_table(12), like="print")
     assert len(made.tables) == 3 and made.made["hand"] == {}
     assert made.made["print"]["settings"]["finetune"]["steps"] == 1

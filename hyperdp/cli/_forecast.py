@@ -47,6 +47,17 @@ def forecast_command(
         int,
         typer.Option(min=2, help="Noise levels, between the least and the most; fewer are sooner."),
     ] = 8,
+    sizes: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--size",
+            "-n",
+            min=1,
+            help="A number of units of the table; may be repeated. 64, 256 and 2048 by default; "
+            "LoRA is trained on the largest.",
+            show_default=False,
+        ),
+    ] = None,
     guard: Annotated[bool, typer.Option(help="Make the guard's calibration data.")] = True,
     guard_tasks: Annotated[
         int,
@@ -91,6 +102,7 @@ def forecast_command(
     from hyperdp.eval.results import provenance
     from hyperdp.forecast import FORECAST_FILE, Forecast, ForecastTable, load_forecast
     from hyperdp.pretrain.forecast import (
+        DEFAULT_UNITS,
         ForecastConfig,
         Measure,
         loss_measure,
@@ -108,6 +120,7 @@ def forecast_command(
     config = ForecastConfig(
         tasks=tasks,
         like=like,
+        units=tuple(sorted(set(sizes or DEFAULT_UNITS))),
         noise_std=spread_levels(levels),
         queries=1000 if fid else 256,
         seed=seed,
