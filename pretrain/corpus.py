@@ -57,6 +57,14 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.ink)
 
+    @property
+    def digest(self) -> str:
+        """Which glyphs of which faces there are, and how they are split: 16 hexadecimal digits."""
+        found = hashlib.sha256(json.dumps(self.names, sort_keys=True).encode())
+        for row in (self.face, self.char, self.split):
+            found.update(np.ascontiguousarray(row).tobytes())
+        return found.hexdigest()[:16]
+
 
 ARRAYS = (
     "ink",

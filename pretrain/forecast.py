@@ -241,12 +241,10 @@ def make_tables(
         settings: of `nonprivate` and `measures`, so that other settings are measured anew.
         progress: called with (tasks done, tasks in all).
     """
-    asked = {**dataclasses.asdict(config), "tasks": None}
-    if config.like == ANY:  # as it was before there were kinds: finished tasks stay
-        del asked["like"]
     what = {
         "bundle": bundle.hash,
-        "config": asked,
+        "corpus": corpus.digest,
+        "config": {**dataclasses.asdict(config), "tasks": None},
         "measures": sorted(measures),
         "settings": dict(settings),
     }

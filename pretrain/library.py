@@ -65,7 +65,8 @@ def make_library(
         UsageError: the folder holds a library of another bundle or of other settings.
     """
     own = {key: value for key, value in dataclasses.asdict(config).items() if key != "tasks"}
-    library = Library.make(folder, bundle, {"config": own, "train": dict(settings)})
+    what = {"config": own, "corpus": corpus.digest, "train": dict(settings)}
+    library = Library.make(folder, bundle, what)
     sampler = TaskSampler(corpus, 0, config.mix)
     for index in range(config.tasks):
         if index not in library:
