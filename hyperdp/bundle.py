@@ -17,9 +17,10 @@ from hyperdp.encoder import Encoder, EncoderConfig
 from hyperdp.errors import BundleError, HyperdpError
 from hyperdp.families import FAMILIES
 from hyperdp.family import Family
+from hyperdp.folders import replaced_folder
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import describe_sites
-from hyperdp.manifest import MEASURED, check_sizes, read_manifest, write_manifest
+from hyperdp.manifest import MANIFEST, MEASURED, check_sizes, read_manifest, write_manifest
 
 SHIPPED = Path(__file__).parent / "bundles"
 
@@ -116,7 +117,7 @@ def bundle_folder(name_or_path: str | Path) -> Path:
         BundleError: there is none.
     """
     for folder in (Path(name_or_path), SHIPPED / str(name_or_path)):
-        if (folder / "bundle.json").is_file():
+        if (folder / MANIFEST).is_file():
             return folder
     shipped = sorted(p.parent.name for p in SHIPPED.glob("*/bundle.json"))
     raise BundleError(
@@ -221,27 +222,29 @@ def save_bundle(
     """Writes a bundle, weights as float16, and loads it again.
 
     Args:
-        folder: made where it is missing.
+        folder: appears whole; a bundle that lay there goes, or moves aside where a forecast, a
+            guard or a table of hybrids was measured of it.
         config: see `BundleConfig`.
         encoder: φ as trained.
         hypernetwork: ρ as trained.
         base: the base model.
         training: recipe, commit, hardware and curve; goes to `training.json`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in MEASURED:  # of the bundle that lay here before
-        (folder / name).unlink(missing_ok=True)
-    for module, name in ((encoder, "encoder"), (hypernetwork, "hypernetwork")):
-        save_file(_half(module), folder / f"{name}.safetensors")
-    base.save(folder)
-    for weights in folder.glob("*/*.safetensors"):
-        save_file(
-            {k: v.half() if v.is_floating_point() else v for k, v in load_file(weights).items()},
-            weights,
-            metadata={"format": "pt"},
-        )
-    (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n")
-    write_manifest(folder, dataclasses.asdict(config))
+    with replaced_folder(folder, mark=MANIFEST, kept=MEASURED) as draft:
+        for module, name in ((encoder, "encoder"), (hypernetwork, "hypernetwork")):
+            save_file(_half(module), draft / f"{name}.safetensors")
+        base.save(draft)
+        for weights in draft.glob("*/*.safetensors"):
+            save_file(
+                {
+                    k: v.half() if v.is_floating_point() else v
+                    for k, v in load_file(weights).items()
+                },
+                weights,
+                metadata={"format": "pt"},
+            )
+        (draft / "training.json").write_text(json.dumps(training, indent=1) + "\n")
+        write_manifest(draft, dataclasses.asdict(config))
     return load_bundle(folder)
 
 

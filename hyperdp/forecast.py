@@ -7,6 +7,7 @@ So a table over noise levels and numbers of units, measured once on public tasks
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import math
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hyperdp import keys
 from hyperdp.errors import BundleError, UsageError
 from hyperdp.guard import check_bundle
 
 Float = npt.NDArray[np.float64]
 
 FORECAST_FILE = "forecast.json"
+LOCK = ".forecast.lock"
 FORMAT = "hyperdp-forecast/2"
 ANY = "any"
 LIKE = (ANY, "print", "hand")  # see `hyperdp.pretrain.forecast_kinds`
@@ -173,12 +176,42 @@ class Forecast:
             made={kind: facts for kind, facts in self.made.items() if kind != like},
         )
 
+    def quantities(self, like: str) -> set[str]:
+        """What there are tables of for one kind of tasks."""
+        return {table.quantity for table in self.tables if table.like == like}
+
     def save(self, folder: Path) -> Path:
-        """Writes `forecast.json` and returns its path."""
+        """Writes `forecast.json`, whole or not at all, and returns its path."""
         path = folder / FORECAST_FILE
         text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        keys.write_durably(path, f"{text}\n".encode(), mode=keys.PUBLIC)
         return path
+
+    def add_to(self, folder: Path) -> Path:
+        """Writes the tables beside those of other kinds that lie in a folder.
+
+        Several processes may add theirs at once; tables of the kinds that this one has go.
+
+        Args:
+            folder: with a forecast of the same bundle in it, or none.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            BundleError: what lies there is damaged, or another bundle's.
+        """
+        with (folder / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            whole = self
+            if (folder / FORECAST_FILE).is_file():
+                found = load_forecast(folder, self.bundle_hash)
+                for like in self.likes:
+                    found = found.without(like)
+                whole = dataclasses.replace(
+                    found, tables=found.tables + self.tables, made={**found.made, **self.made}
+                )
+            return whole.save(folder)
 
 
 def load_forecast(folder: Path, bundle_hash: str) -> Forecast:

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from scipy.special import logsumexp
 
+from hyperdp import keys
 from hyperdp.errors import BundleError, UsageError
 
 Float = npt.NDArray[np.float64]
@@ -140,7 +141,7 @@ class Guard:
         rng = np.random.default_rng(seed)
         groups, k = means.shape
         missing = max(1 / max(units, 1.0) - 1 / self.records, 0.0)
-        lower = np.linalg.cholesky(self.scatter + 1e-9 * np.eye(k))
+        lower = np.linalg.cholesky(_definite(self.scatter) + 1e-9 * np.eye(k))
         sampling = rng.standard_normal((groups, k)) @ lower.T
         sampling *= np.sqrt(self.sampling_trace(means) * missing)[:, None]
         ratio = noise_std / (COUNT_WEIGHT * self.clip_norm) if noisy_count else 0.0
@@ -197,17 +198,30 @@ class Guard:
         return Finding(p_values=values, p_value=together, flagged=together <= LEVEL)
 
     def save(self, folder: Path) -> Path:
-        """Writes `guard.safetensors`, means as float16, and returns its path."""
+        """Writes `guard.safetensors`, whole or not at all, and returns its path.
+
+        Means are float16; the scatter is float32, as a rounded one may have lost its last, smallest
+        eigenvalues to negative ones.
+        """
         path = folder / GUARD_FILE
-        tensors = {name: getattr(self, name).astype(np.float16) for name in _TENSORS}
+        kinds = {name: np.float32 if name == "scatter" else np.float16 for name in _TENSORS}
+        tensors = {name: getattr(self, name).astype(kind) for name, kind in kinds.items()}
         metadata = {
             "format": FORMAT,
             "bundle_hash": self.bundle_hash,
             "clip_norm": repr(self.clip_norm),
             "records": str(self.records),
         }
-        save_file(tensors, path, metadata=metadata)
+        keys.write_durably(path, save(tensors, metadata=metadata), mode=keys.PUBLIC)
         return path
+
+
+def _definite(scatter: Float) -> Float:
+    """A covariance whose least eigenvalues rounding may have made negative: these become nought."""
+    values, vectors = np.linalg.eigh(scatter)
+    if values[0] >= 0:
+        return scatter
+    return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
 
 
 def simes(p_values: tuple[float, ...]) -> float:

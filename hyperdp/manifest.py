@@ -11,6 +11,7 @@ from hyperdp.errors import BundleError
 
 FORMAT = 1
 # Measured on a finished bundle and laid beside it: they name its hash, so it cannot hold theirs.
+MANIFEST = "bundle.json"
 MEASURED = ("forecast.json", "guard.safetensors", "hybrid.json")
 NETWORKS = ("encoder.safetensors", "hypernetwork.safetensors")
 LARGEST_SIZE, MOST_LAYERS = 2**16, 64
@@ -33,14 +34,14 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
     Raises:
         BundleError: damaged, with files added or without a network, or of a later format.
     """
-    raw = (folder / "bundle.json").read_bytes()
+    raw = (folder / MANIFEST).read_bytes()
     try:
         manifest = json.loads(raw)
         files, config, version = manifest["files"], manifest["config"], manifest["format"]
         if not isinstance(files, dict) or not isinstance(config, dict):
             raise TypeError("files and config must be objects")
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(expected=f"a manifest in {folder / 'bundle.json'}", found=f"{error!r}",
+        raise BundleError(expected=f"a manifest in {folder / MANIFEST}", found=f"{error!r}",
                           todo="Take a fresh copy of the bundle.") from error  # fmt: skip
     if version != FORMAT:
         raise BundleError(
@@ -73,7 +74,7 @@ def write_manifest(folder: Path, config: dict[str, Any]) -> None:
         "config": config,
         "files": {name: _sha256(folder / name) for name in names},
     }
-    (folder / "bundle.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def _present(folder: Path) -> set[str]:

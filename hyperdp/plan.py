@@ -34,7 +34,9 @@ class Outlook:
         gains: of each public task, in the table's order.
         figure, figure_low, figure_high: the same of the quantity itself (FID, loss).
         beats_public_mean: share of public tasks on which ρ(z) beats ρ(public mean).
-        inside: whether n and noise lie within the table; beyond it the nearest cell is told.
+        inside: whether the table reaches to so few units and so much noise; where it does not, the
+            nearest cell is told, which is too good. Beyond its most units and least noise the
+            nearest cell is told as well: a little more than it is to be had there.
     """
 
     units: float

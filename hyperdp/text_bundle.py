@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from hyperdp.bundle import Bundle, bundle_folder, load_bundle
 from hyperdp.errors import BundleError, HyperdpError
+from hyperdp.folders import replaced_folder
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import describe_sites
-from hyperdp.manifest import MEASURED, check_sizes, read_manifest, write_manifest
+from hyperdp.manifest import MANIFEST, MEASURED, check_sizes, read_manifest, write_manifest
 from hyperdp.text_encoder import GradientEncoder, build_text_encoder
 from hyperdp.text_family import CausalText
 
@@ -188,27 +189,25 @@ def save_text_bundle(
     """Writes a text bundle, weights as float16 (scales float32), and loads it again.
 
     Args:
-        folder: made where it is missing.
+        folder: see `hyperdp.bundle.save_bundle`.
         config: see `TextBundleConfig`.
         encoder: φ as trained.
         hypernetwork: ρ as trained.
         base: the base model.
         training: recipe, commit, hardware and curve; goes to `training.json`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in MEASURED:  # of the bundle that lay here before
-        (folder / name).unlink(missing_ok=True)
-    for module, name in ((encoder, "encoder"), (hypernetwork, "hypernetwork")):
-        whole = isinstance(module, GradientEncoder)  # a handful of scales, of any size
-        weights = {
-            k: (v.detach().cpu() if whole else v.detach().cpu().half()).contiguous()
-            for k, v in module.state_dict().items()
-        }
-        save_file(weights, folder / f"{name}.safetensors")
-    base.save(folder / MODEL)
-    for file in (folder / MODEL).glob("*.safetensors"):
-        halves = {k: v.half() for k, v in load_file(file).items()}
-        save_file(halves, file, metadata={"format": "pt"})
-    (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n")
-    write_manifest(folder, dataclasses.asdict(config))
+    with replaced_folder(folder, mark=MANIFEST, kept=MEASURED) as draft:
+        for module, name in ((encoder, "encoder"), (hypernetwork, "hypernetwork")):
+            whole = isinstance(module, GradientEncoder)  # a handful of scales, of any size
+            weights = {
+                k: (v.detach().cpu() if whole else v.detach().cpu().half()).contiguous()
+                for k, v in module.state_dict().items()
+            }
+            save_file(weights, draft / f"{name}.safetensors")
+        base.save(draft / MODEL)
+        for file in (draft / MODEL).glob("*.safetensors"):
+            halves = {k: v.half() for k, v in load_file(file).items()}
+            save_file(halves, file, metadata={"format": "pt"})
+        (draft / "training.json").write_text(json.dumps(training, indent=1) + "\n")
+        write_manifest(draft, dataclasses.asdict(config))
     return load_text_bundle(folder)

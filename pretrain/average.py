@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from hyperdp.bundle import load_bundle
 from hyperdp.errors import UsageError
+from hyperdp.folders import whole_folder
 from hyperdp.pretrain.checkpoint import CHECKPOINT
 
 AVERAGE = "average/"
@@ -28,16 +28,24 @@ def average_runs(first: Path, second: Path, *, share: float, out: Path) -> None:
         first: a bundle.
         second: the folder of a run that began with it, with its checkpoint and its bundle.
         share: of the second one's weights, in [0, 1]. What foretells keeps the second one's.
-        out: gets `checkpoint.safetensors`, the base model's folders and `training.json`.
+        out: gets `checkpoint.safetensors`, the base model's folders and `training.json`; must not
+            exist, or be empty.
 
     Raises:
-        UsageError: the share is out of range, `second` has no checkpoint, or their sizes differ.
+        UsageError: the share is out of range, there is something in `out`, `second` has no
+            checkpoint, or their sizes differ.
     """
     if not 0 <= share <= 1:
         raise UsageError(
             expected="a share between 0 and 1",
             found=f"{share:g}",
             todo="0 is the first one's weights, 1 the second one's.",
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(
+            expected=f"{out} to be new, or an empty folder",
+            found="something there",
+            todo="Choose another folder with -o.",
         )
     if not (second / CHECKPOINT).is_file():
         raise UsageError(
@@ -71,13 +79,11 @@ def average_runs(first: Path, second: Path, *, share: float, out: Path) -> None:
     base = two.base
     for name, p in base.model.named_parameters():
         p.data.copy_(mixed[f"{AVERAGE}base.{name}"])
-    out.mkdir(parents=True, exist_ok=True)
-    base.save(out)
-    save_file(mixed, out / CHECKPOINT)
     training = {
         "average": {one.hash[:8]: 1 - share, two.hash[:8]: share},
         "start": json.loads((two.path / "training.json").read_bytes()),
     }
-    temporary = out / "training.json.tmp"
-    temporary.write_text(json.dumps(training, indent=1) + "\n")
-    shutil.move(temporary, out / "training.json")
+    with whole_folder(out) as draft:
+        base.save(draft)
+        save_file(mixed, draft / CHECKPOINT)
+        (draft / "training.json").write_text(json.dumps(training, indent=1) + "\n")

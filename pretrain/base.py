@@ -14,7 +14,7 @@ from hyperdp.family import Family
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.fitting import fit
 from hyperdp.pretrain.loop import Loop
-from hyperdp.pretrain.loop_config import LoopConfig
+from hyperdp.pretrain.loop_config import LoopConfig, shared_out
 from hyperdp.pretrain.world import GlyphWorld, World
 from hyperdp.processes import processes
 
@@ -58,8 +58,10 @@ def train_base(config: BaseConfig, folder: Path, world: World | None = None) -> 
     device, shape = processes().device, family.image_shape
     family.to(device)
 
+    count = shared_out(config.batch_size, config.loop.workers, "batch_size")
+
     def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
-        images = world.records(config.batch_size // config.loop.workers, 0, rng)
+        images = world.records(count, 0, rng)
         return family.loss(fit(images, shape).to(device), rng).mean(), {}
 
     def validate() -> dict[str, float]:

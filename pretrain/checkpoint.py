@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -63,10 +63,31 @@ class Training:
 
         Returns:
             The facts, and the sampler's state.
+
+        Raises:
+            UsageError: the file is damaged, or another network's.
         """
-        with safe_open(path, "pt") as file:
-            facts = {key: json.loads(value) for key, value in file.metadata().items()}
-        tensors = load_file(path)
+        try:
+            with safe_open(path, "pt") as file:
+                facts = {key: json.loads(value) for key, value in file.metadata().items()}
+            tensors = load_file(path)
+        except (SafetensorError, OSError, ValueError, AttributeError) as error:
+            raise UsageError(
+                expected=f"the checkpoint of a training run in {path}",
+                found=f"{type(error).__name__}: the file is damaged",
+                todo="Put a copy of it back, or begin in another folder.",
+            ) from error
+        wrong = [
+            name
+            for name, p in self.params.items()
+            if f"param/{name}" not in tensors or tensors[f"param/{name}"].shape != p.shape
+        ]
+        if wrong or "done" not in facts or "rng" not in tensors:
+            raise UsageError(
+                expected=f"a checkpoint of this network in {path}",
+                found=f"missing or of another size there: {', '.join(wrong[:4]) or 'its state'}",
+                todo="Put the recipe's sizes back, or begin in another folder.",
+            )
         self.rng.set_state(tensors["rng"])
         for name, p in self.params.items():
             p.copy_(tensors[f"param/{name}"])
@@ -88,7 +109,9 @@ def cut_log(path: Path, done: int) -> None:
         return
     lines = path.read_text().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
-    path.write_text("".join(kept))
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
 
 
 def load_average(folder: Path, module: nn.Module, parts: Sequence[str] = ()) -> None:

@@ -9,6 +9,7 @@ from hyperdp.bundle import Bundle
 from hyperdp.pretrain.base import BaseConfig, train_base
 from hyperdp.pretrain.hyper import HyperConfig, train_hyper
 from hyperdp.pretrain.recipe import open_recipe_texts, open_recipe_world, read_recipe
+from hyperdp.pretrain.run_folder import claimed, run_settings
 from hyperdp.pretrain.text_base import TextBaseConfig, train_text_base
 from hyperdp.pretrain.text_hyper import TextHyperConfig, train_text_hyper
 from hyperdp.pretrain.values import build
@@ -36,16 +37,21 @@ def run_base(recipe: str, out: Path | None, steps: int | None) -> Path:
         The folder, with the base in it.
 
     Raises:
-        UsageError: the recipe is none, or not one of a base.
+        UsageError: the recipe is none, or not one of a base; the folder is another run's, or
+            another process trains in it.
     """
     values = _with_steps(read_recipe(recipe, "base"), steps)
     folder = output_folder(recipe, out)
     if values.get("family") == TEXT_FAMILY:
         texts = open_recipe_texts(values)  # takes the corpus out of the values
-        train_text_base(build(TextBaseConfig, values), folder, texts)
+        text_config = build(TextBaseConfig, values)
+        with claimed(folder, run_settings("base", text_config, corpus=texts.digest)):
+            train_text_base(text_config, folder, texts)
     else:
         world = _open(values)
-        train_base(build(BaseConfig, values), folder, world)
+        config = build(BaseConfig, values)
+        with claimed(folder, run_settings("base", config, corpus=world.digest)):
+            train_base(config, folder, world)
     return folder
 
 
@@ -65,21 +71,32 @@ def run_hyper(
         The bundle.
 
     Raises:
-        UsageError: the recipe is none, or not one of a hypernetwork; the base is no known one.
+        UsageError: the recipe is none, or not one of a hypernetwork; the base is no known one; the
+            folder is another run's, or another process trains in it.
     """
     values = _with_steps(read_recipe(recipe, "hyper"), steps)
     values = values if base is None else {**values, "base": str(base)}
     folder = output_folder(recipe, out)
     if values.get("family") == TEXT_FAMILY:
         texts = open_recipe_texts(values)
-        return train_text_hyper(build(TextHyperConfig, values), folder, texts, command=command)
+        text_config = build(TextHyperConfig, values)
+        settings = run_settings(
+            "hyper", text_config, corpus=texts.digest, base=Path(text_config.base)
+        )
+        with claimed(folder, settings):
+            return train_text_hyper(text_config, folder, texts, command=command)
     world = _open(values)
-    return train_hyper(build(HyperConfig, values), folder, world, command=command)
+    config = build(HyperConfig, values)
+    settings = run_settings("hyper", config, corpus=world.digest, base=Path(config.base))
+    with claimed(folder, settings):
+        return train_hyper(config, folder, world, command=command)
 
 
 def _with_steps(values: dict[str, Any], steps: int | None) -> dict[str, Any]:
     """A recipe with another number of steps."""
-    return values if steps is None else {**values, "loop": {**values["loop"], "steps": steps}}
+    return (
+        values if steps is None else {**values, "loop": {**values.get("loop", {}), "steps": steps}}
+    )
 
 
 def _open(values: dict[str, object]) -> World:

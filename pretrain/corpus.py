@@ -20,10 +20,13 @@ import numpy as np
 import numpy.typing as npt
 from skimage.morphology import skeletonize
 
+from hyperdp.errors import DataError
+from hyperdp.folders import replaced_folder
 from hyperdp.glyphs import CANVAS, render_glyph
-from hyperdp.pretrain.faces import Face, characters_of, open_faces
+from hyperdp.pretrain.faces import Face, characters_of, fonts_installed, open_faces
 
 CACHE_VERSION = 3
+NAMES, FONTS = "names.json", "fonts.json"
 
 Progress = Callable[[int, int], None]
 
@@ -165,7 +168,7 @@ def save(corpus: Corpus, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ARRAYS:
         np.save(folder / f"{name}.npy", getattr(corpus, name), allow_pickle=False)
-    (folder / "names.json").write_text(json.dumps(corpus.names, ensure_ascii=False))
+    (folder / NAMES).write_text(json.dumps(corpus.names, ensure_ascii=False), encoding="utf-8")
 
 
 def load(folder: Path) -> Corpus:
@@ -178,7 +181,7 @@ def load(folder: Path) -> Corpus:
         )
         for name in ARRAYS
     }
-    return Corpus(**arrays, names=json.loads((folder / "names.json").read_text()))
+    return Corpus(**arrays, names=json.loads((folder / NAMES).read_text(encoding="utf-8")))
 
 
 def cache_folder() -> Path:
@@ -188,8 +191,47 @@ def cache_folder() -> Path:
 
 
 def open_corpus(progress: Progress | None = None) -> Corpus:
-    """The corpus from the cache; rendered first where the cache is empty."""
+    """The corpus from the cache; rendered first where the cache is empty.
+
+    Where the fonts are installed, the cache must be of these; where they are not, it is taken as it
+    is.
+
+    Raises:
+        DataError: the fonts are not installed, or not all; the cache is of others, is damaged, or
+            cannot be written.
+    """
     folder = cache_folder()
-    if not (folder / "names.json").is_file():  # written last, so a killed rendering is made again
-        save(render(progress), folder)
-    return load(folder)
+    try:
+        if not (folder / NAMES).is_file():
+            with replaced_folder(folder, mark=NAMES) as draft:  # before any work
+                faces = open_faces()
+                save(render(progress, faces=faces), draft)
+                (draft / FONTS).write_text(json.dumps(_font_list(faces)), encoding="utf-8")
+        _check_fonts(folder)
+        return load(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            expected=f"a cache of rendered glyphs in {folder}, or room for one",
+            found=f"{error!r}"[:200],
+            todo="Remove what is there, or name another place in HYPERDP_CACHE.",
+        ) from error
+
+
+def _font_list(faces: list[Face]) -> list[list[str | int]]:
+    """Name and size of each font file."""
+    return [[Path(face.path).name, Path(face.path).stat().st_size] for face in faces]
+
+
+def _check_fonts(folder: Path) -> None:
+    """Raises DataError where the cache was rendered from other fonts than are installed."""
+    if not (folder / FONTS).is_file() or not fonts_installed():
+        return
+    before = json.loads((folder / FONTS).read_text(encoding="utf-8"))
+    now = _font_list(open_faces())
+    if now != before:
+        raise DataError(
+            expected=f"the {len(before)} fonts that {folder} was rendered from",
+            found=f"{sum(font not in now for font in before)} of these missing or changed, and "
+            f"{sum(font not in before for font in now)} new ones",
+            todo="Remove that folder to render anew: what was trained on the old glyphs stays.",
+        )

@@ -25,6 +25,7 @@ EXCLUDED_FILES = re.compile(
     r"Ethiopic|Armenian|Khmer|Bengali"  # private
     r"|Georgian|Thai|Gujarati|Hebrew|Tamil"  # reserved: excluded from the corpus
 )
+LEAST_FACES = {"noto": 300, "aenigma": 300}  # a corpus of fewer is another corpus
 GLYPHS_PER_SCRIPT = 96
 MAX_FACES = {"latin": 16, "other": 6}
 LATIN_FAMILIES = ("NotoSans", "NotoSansDisplay", "NotoSerif", "NotoSerifDisplay", "NotoSansMono")
@@ -48,7 +49,9 @@ class Face:
 
     Attributes:
         path: the file.
-        family: faces of one family are never parted between training and validation.
+        family: aenigma's faces of one family are never parted between training and validation; of
+            a Noto family with several scripts, a script may be held out. Names tell families:
+            two near copies under other names may be parted.
         source: "noto" or "aenigma".
         weight: CSS weight, 100–900.
         slant, serif, condensed: whether it is.
@@ -98,14 +101,19 @@ def _aenigma_face(path: Path) -> Face:
     )
 
 
+def fonts_installed() -> bool:
+    """Whether both folders of fonts are there."""
+    return all((FONT_ROOT / source).is_dir() for source in LEAST_FACES)
+
+
 def open_faces() -> list[Face]:
     """The faces of the corpus, some of each Noto family and all of aenigma's.
 
     Raises:
-        DataError: the fonts are not installed.
+        DataError: the fonts are not installed, or a good part of them is missing.
     """
     noto, aenigma = FONT_ROOT / "noto", FONT_ROOT / "aenigma"
-    if not noto.is_dir() or not aenigma.is_dir():
+    if not fonts_installed():
         raise DataError(
             expected=f"the Noto and aenigma fonts under {FONT_ROOT}",
             found="no noto or no aenigma folder there",
@@ -121,7 +129,16 @@ def open_faces() -> list[Face]:
         limit = MAX_FACES["latin" if family in LATIN_FAMILIES else "other"]
         keep = np.unique(np.linspace(0, len(faces) - 1, min(limit, len(faces))).round().astype(int))
         chosen += [faces[i] for i in keep]
-    return chosen + [_aenigma_face(p) for p in sorted(aenigma.glob("*.ttf"))]
+    chosen += [_aenigma_face(p) for p in sorted(aenigma.glob("*.ttf"))]
+    for source, least in LEAST_FACES.items():
+        if (found := sum(face.source == source for face in chosen)) < least:
+            raise DataError(
+                expected=f"at least {least} faces of {source} fonts under {FONT_ROOT / source}",
+                found=f"{found}",
+                todo="Install all of fonts-noto-core, fonts-noto-extra and fonts-aenigma: "
+                "`make fonts`.",
+            )
+    return chosen
 
 
 def characters_of(face: Face) -> list[tuple[str, str]]:

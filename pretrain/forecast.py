@@ -190,7 +190,8 @@ def draw_task(sampler: TaskSampler, config: ForecastConfig, index: int) -> Tenso
     """All records of one task, float32 [max(units) + queries, C, H, W]."""
     rng = torch.Generator().manual_seed(task_seed(config, index))
     if config.like == ANY:
-        return sampler.draw(1, max(config.units) + config.queries, rng)[0]
+        records = max(config.units) + config.queries
+        return sampler.draw(1, records, rng, unseen=config.queries)[0]
     return draw_like(
         sampler, config.like, index, records=max(config.units), queries=config.queries, rng=rng
     )

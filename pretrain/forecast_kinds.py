@@ -9,15 +9,13 @@ task in a style of its own.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hyperdp.errors import UsageError
 from hyperdp.pretrain.style import draw_style
-from hyperdp.pretrain.tasks import Rows, TaskSampler
+from hyperdp.pretrain.tasks import UNSEEN_SHARE, Rows, TaskSampler
 
-QUERY_SHARE = 1 / 3  # of the glyphs, which the records of a task are not drawn from
 PEN = 0.6  # of the tasks of hands; the others bend the font's ink
 
 
@@ -85,9 +83,9 @@ def _characters(sampler: TaskSampler, index: int) -> Rows:
     return np.concatenate([sampler.readable.get(c, sampler.chars[c]) for c in chars])
 
 
-def _split(sampler: TaskSampler, pool: npt.NDArray[np.int64]) -> tuple[Rows, Rows]:
+def _split(sampler: TaskSampler, pool: Rows) -> tuple[Rows, Rows]:
     """The glyphs for records and those for queries, of a pool in random order."""
     if len(np.unique(sampler.corpus.face[pool])) == 1:
         return pool, pool
-    held = max(1, round(len(pool) * QUERY_SHARE))
+    held = max(1, round(len(pool) * UNSEEN_SHARE))
     return pool[held:], pool[:held]

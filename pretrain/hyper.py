@@ -20,17 +20,19 @@ from hyperdp.hypernetwork import TRUNK, Hypernetwork, HypernetworkConfig
 from hyperdp.lora import describe_sites
 from hyperdp.narrow_norms import narrow_norms
 from hyperdp.pretrain import corpus as corpus_module
-from hyperdp.pretrain.checkpoint import load_average
+from hyperdp.pretrain.begin import begin_with
 from hyperdp.pretrain.conditioning import Conditioning
 from hyperdp.pretrain.foretell import Foretell
 from hyperdp.pretrain.hyper_step import HyperStep
 from hyperdp.pretrain.loop import Loop
 from hyperdp.pretrain.loop_config import LoopConfig
-from hyperdp.pretrain.provenance import training_record
+from hyperdp.pretrain.provenance import is_bundle_of, training_record
 from hyperdp.pretrain.validation import Validation
 from hyperdp.pretrain.world import GlyphWorld, World
 from hyperdp.processes import processes
 from hyperdp.stable_diffusion import StableDiffusion
+
+FORETELL_SEED = 1_000_003  # over the loop's own: its tasks are others than those that come after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,18 +144,28 @@ def train_hyper(
     module = nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper, "foretell": foretell})
     module.to(device)
     if config.start:
-        _begin_with(Path(config.start), module, config.start_parts)
+        begin_with(Path(config.start), module, config.start_parts)
     conditioning = Conditioning(config, sampler, encoder, hyper, foretell)
     step = HyperStep(config, base, hyper, conditioning, world)
+    scales = {
+        "encoder.": config.encoder_lr,
+        **{f"hypernetwork.{part}": config.trunk_lr for part in TRUNK},
+    }
     if config.foretell_steps:
         first = dataclasses.replace(
-            config.loop, steps=config.foretell_steps, lr=config.foretell_lr, ema=0.99
+            config.loop,
+            steps=config.foretell_steps,
+            lr=config.foretell_lr,
+            ema=0.99,
+            graph=False,
+            seed=config.loop.seed + FORETELL_SEED,
         )
         early = Loop(
-            dataclasses.replace(first, graph=False),
+            first,
             module,
             step.foretell,
             folder / "foretell",
+            lr_scales=scales,
             sampler=conditioning,
             before=conditioning.refill,
         )
@@ -176,16 +188,18 @@ def train_hyper(
         step,
         folder,
         validation,
-        lr_scales={
-            "base.": config.base_lr,
-            "encoder.": config.encoder_lr,
-            **{f"hypernetwork.{part}": config.trunk_lr for part in TRUNK},
-        },
+        lr_scales={"base.": config.base_lr, **scales},
         sampler=step,
         after=step.after,
         before=step.refill,
     )
     loop.run("hypernetwork")
+    mix = dataclasses.asdict(world.mix(config.mix))
+    recipe = {**dataclasses.asdict(config), "mix": mix}
+    made = loop.resumed == loop.done and is_bundle_of(folder / "bundle", recipe)
+    processes().wait_for_everyone()  # all of them have looked
+    if made:
+        return load_bundle(folder / "bundle")  # as it was made, with what was measured of it since
     module.eval()
     bundle_config = BundleConfig(
         name=config.name,
@@ -201,9 +215,7 @@ def train_hyper(
         sampling_steps=config.sampling_steps,
     )
     if processes().is_main_process:
-        mix = dataclasses.asdict(world.mix(config.mix))
-        recipe = {**dataclasses.asdict(config), "mix": mix}
-        training = training_record(recipe, command, loop.seconds, folder)
+        training = training_record(recipe, command, loop.seconds, folder, corpus=world.digest)
         start = Path(config.start)
         for before in (start / "training.json", start / "bundle" / "training.json"):
             if config.start and before.is_file():
@@ -219,40 +231,6 @@ def train_hyper(
         )
     processes().wait_for_everyone()
     return load_bundle(folder / "bundle")
-
-
-def _begin_with(start: Path, module: nn.ModuleDict, parts: list[str]) -> None:
-    """Takes the weights of an earlier run, or of a bundle, into the networks that are trained.
-
-    Raises:
-        UsageError: there are none, or they are of other sizes.
-    """
-    if not (start / "bundle.json").is_file():
-        load_average(start, module, parts)
-        return
-    bundle = load_bundle(start)
-    found = {"encoder": bundle.encoder, "hypernetwork": bundle.hypernetwork}
-    if not parts:
-        for name, part in found.items():
-            ours = module[name]
-            if part.config != ours.config:
-                raise UsageError(
-                    expected=f"the {name} of {start}'s sizes, {part.config}",
-                    found=str(ours.config),
-                    todo="Write that bundle's sizes into the recipe, or begin afresh.",
-                )
-    given = nn.ModuleDict(found).state_dict()
-    chosen = {k: v for k, v in given.items() if not parts or k.startswith(tuple(parts))}
-    own = module.state_dict()
-    wrong = [k for k, v in chosen.items() if k not in own or own[k].shape != v.shape]
-    wrong += [part for part in parts if not any(k.startswith(part) for k in chosen)]
-    if wrong:
-        raise UsageError(
-            expected=f"start_parts that {start} has, in the recipe's sizes",
-            found=f"of another size or missing: {', '.join(wrong[:4])}",
-            todo="Leave these out of start_parts, or write that bundle's sizes into the recipe.",
-        )
-    module.load_state_dict(chosen, strict=False)
 
 
 def _open_base(config: HyperConfig) -> Family:

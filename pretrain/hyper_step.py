@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,8 @@ from hyperdp.lora import adapters
 from hyperdp.pretrain.conditioning import Conditioning
 from hyperdp.pretrain.feed import Feed, feed_seed, unpack
 from hyperdp.pretrain.fitting import fit
+from hyperdp.pretrain.loop_config import shared_out
+from hyperdp.pretrain.twins import twin
 from hyperdp.pretrain.world import World
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class HyperStep:
         self.config, self.hyper, self.conditioning = config, hyper, conditioning
         self.world = world
         workers = config.loop.workers
+        self.tasks = shared_out(config.tasks, workers, "tasks")
+        self.foretold_tasks = shared_out(config.foretell_tasks, workers, "foretell_tasks")
         # Hooks belong to a module: each worker needs modules of its own, over the same weights.
         self.bases = [base, *(twin(base) for _ in range(workers - 1))]
         self.plain = [twin(base) for _ in range(workers)] if config.base_weight > 0 else []
@@ -85,7 +88,7 @@ class HyperStep:
         return unpack(records[chosen(count, len(records), rng, records.device)])
 
     def _plain_count(self) -> int:
-        return self.config.base_records // self.config.loop.workers
+        return shared_out(self.config.base_records, self.config.loop.workers, "base_records")
 
     def refill(self, worker: int) -> None:
         """Brings new records into a worker's pools."""
@@ -97,8 +100,7 @@ class HyperStep:
         self, rng: torch.Generator | None, worker: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Foretelling alone: its loss and the parts of it."""
-        count = self.config.foretell_tasks // self.config.loop.workers
-        drawn = self.conditioning.draw(count, rng, worker)
+        drawn = self.conditioning.draw(self.foretold_tasks, rng, worker)
         return drawn.foretold, drawn.figures
 
     def __call__(
@@ -106,7 +108,7 @@ class HyperStep:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The base model's loss under the adapters, with what the recipe adds to it."""
         c, own = self.config, self.bases[worker]
-        drawn = self.conditioning.draw(c.tasks // c.loop.workers, rng, worker)
+        drawn = self.conditioning.draw(self.tasks, rng, worker)
         queries = fit(drawn.unseen[:, : c.queries], own.image_shape)
         pool = fit(drawn.others, own.image_shape) if own.needs_pool else queries
         weights = self.hyper(drawn.mean, drawn.noise_std)
@@ -141,10 +143,3 @@ class HyperStep:
     def after(self, worker: int) -> None:
         """Takes the adapters out of the worker's base."""
         self.hooks[worker].close()
-
-
-def twin(family: Family) -> Family:
-    """The same base with a network of its own: its weights are shared, its hooks are not."""
-    other = copy.copy(family)
-    other.model = copy.deepcopy(family.model, {id(p): p for p in family.model.parameters()})
-    return other

@@ -9,8 +9,8 @@ A corpus is written once, record by record, and never held in memory as a whole.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hyperdp.errors import UsageError
+from hyperdp.folders import whole_folder
 
 FORMAT = "hyperdp-images/1"
 INDEX = "corpus.json"
@@ -51,6 +52,13 @@ class ImageCorpus:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def digest(self) -> str:
+        """Which labels there are and how records are split: 16 hexadecimal digits."""
+        found = hashlib.sha256(json.dumps([self.labels, list(self.shape)]).encode())
+        found.update(self.label.tobytes() + self.split.tobytes())
+        return found.hexdigest()[:16]
 
     def images(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """The images at some rows, float32 [len(rows), C, H, W] in [-1, 1]."""
@@ -98,10 +106,7 @@ def write_images(
             expected=f"{folder} to be new", found="something there", todo="Choose another folder."
         )
     kept, never = set(held_out), set(left_out)
-    temporary = folder.with_name(folder.name + ".part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as temporary:
         names: dict[str, int] = {}
         label: list[int] = []
         sizes: list[int] = []
@@ -144,10 +149,6 @@ def write_images(
         np.savez(temporary / "index.npz", label=labels, split=split)
         told = {"format": FORMAT, "shape": list(shape), "labels": list(names), "shards": sizes}
         (temporary / INDEX).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return open_images(folder)
 
 

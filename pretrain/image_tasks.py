@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hyperdp.pretrain.image_corpus import ImageCorpus
+from hyperdp.pretrain.tasks import Parting
 from hyperdp.pretrain.values import build
 
 CLUSTER_SIDE = 8  # pixels that clusters are made of
@@ -109,19 +110,22 @@ class ImageTaskSampler:
             return self.clusters[int(rng.integers(len(self.clusters)))]
         return self.rows
 
-    def draw(self, count: int, records: int, rng: torch.Generator) -> Tensor:
+    def draw(self, count: int, records: int, rng: torch.Generator, *, unseen: int = 0) -> Tensor:
         """The images of `draw_labelled` alone."""
-        return self.draw_labelled(count, records, rng)[0]
+        return self.draw_labelled(count, records, rng, unseen=unseen)[0]
 
     def draw_labelled(
-        self, count: int, records: int, rng: torch.Generator
+        self, count: int, records: int, rng: torch.Generator, *, unseen: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Draws whole tasks.
 
         Args:
             count: G.
-            records: of each task; none is drawn twice while the task's pool lasts.
+            records: of each task; none is drawn twice while the task's pool lasts. The two pools
+                of a mixture may have images in common.
             rng: CPU generator.
+            unseen: how many records, the last ones, are images that none of the others is: a third
+                of those that the task has. 0 parts nothing.
 
         Returns:
             float32 [G, records, C, H, W] in [-1, 1], and their labels, int64 [G, records], the
@@ -129,21 +133,31 @@ class ImageTaskSampler:
         """
         numpy_rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=rng)))
         rows = np.empty((count, records), dtype=np.int64)
+        border = records - unseen
         for g in range(count):
+            parting = Parting(len(self.corpus), numpy_rng) if unseen else None
             mixed = numpy_rng.random() < self.mix.mixture
             share = numpy_rng.uniform(0.2, 0.8) if mixed else 0.0
             second = numpy_rng.random(records) < share
             for mask in (~second, second):
-                if size := int(mask.sum()):
+                if mask.any():
                     pool = self._pool(numpy_rng)
-                    rounds = [numpy_rng.permutation(pool) for _ in range(-(-size // len(pool)))]
-                    rows[g, mask] = np.concatenate(rounds)[:size]
+                    seen, kept = parting.of(pool) if parting else (pool, pool)
+                    told = mask & (np.arange(records) >= border)
+                    rows[g, mask & ~told] = _in_rounds(seen, int((mask & ~told).sum()), numpy_rng)
+                    rows[g, told] = _in_rounds(kept, int(told.sum()), numpy_rng)
         images = self.corpus.images(rows.reshape(-1)).view(count, records, *self.corpus.shape)
         for g in range(count):
             if numpy_rng.random() < self.mix.style:
                 images[g] = in_style(images[g], numpy_rng)
         label = self.corpus.label[rows].astype(np.int64)
         return images, torch.from_numpy(np.where(label < 0, self.content_classes - 1, label))
+
+
+def _in_rounds(pool: Rows, size: int, rng: np.random.Generator) -> Rows:
+    """Rows of a pool, none twice while it lasts."""
+    rounds = [rng.permutation(pool) for _ in range(-(-size // len(pool)))]
+    return np.concatenate([*rounds, pool[:0]])[:size]
 
 
 def in_style(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -190,6 +204,11 @@ class ImageWorld:
     def __init__(self, corpus: ImageCorpus) -> None:
         self.corpus = corpus
         self._pools: dict[int, tuple[Rows, list[Rows]]] = {}
+
+    @property
+    def digest(self) -> str:
+        """See `World`."""
+        return self.corpus.digest
 
     def records(self, count: int, split: int, rng: torch.Generator) -> Tensor:
         """Half of them uniform over images, half uniform over labels."""

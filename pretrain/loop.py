@@ -1,4 +1,7 @@
-"""The training loop of the public stage: AdamW, cosine, EMA, checkpoint, resume (on CPU, exact).
+"""The training loop of the public stage: AdamW, cosine, EMA, checkpoint, resume.
+
+On a CPU a resumed run is exact, bit for bit, as long as a process has one share or two: more of
+them add up their gradients in the order in which they are done.
 
 One process, or several under `accelerate launch` or `torchrun`: a step is made of shares, and the
 processes divide them, so that the shares and what they draw do not depend on how many there are.
@@ -15,17 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor, nn
 
+from hyperdp.errors import UsageError
 from hyperdp.graph import GraphedShare
+from hyperdp.pretrain.bars import training_bar
 from hyperdp.pretrain.checkpoint import CHECKPOINT, Training, cut_log
 from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.shares import check_graph, make_accelerator, own_shares, threads
@@ -63,8 +60,9 @@ class Loop:
         before: called with the worker before its share.
 
     Raises:
-        UsageError: the processes cannot divide the shares, accelerate has no such tracker, or a
-            graph is asked for where there cannot be one.
+        UsageError: the processes cannot divide the shares, accelerate has no such tracker, a
+            graph is asked for where there cannot be one, or the checkpoint in `folder` is damaged,
+            another network's, or of a longer run.
     """
 
     def __init__(
@@ -79,20 +77,13 @@ class Loop:
         after: Callable[[int], None] | None = None,
         before: Callable[[int], None] | None = None,
     ) -> None:
-        self.config, self.module, self.step_fn, self.folder, self.validate = (
-            config,
-            module,
-            step,
-            folder,
-            validate,
-        )
+        self.config, self.module, self.step_fn = config, module, step
+        self.folder, self.validate = folder, validate
         self.sampler, self.after, self.before = sampler, after, before
         self.accelerator = make_accelerator(config.tracker, folder)
         self.bf16 = config.bf16 or self.accelerator.mixed_precision == "bf16"
         module.to(self.accelerator.device)
-        torch.backends.cudnn.benchmark = (
-            True  # a GPU tries its convolutions once, at the first step
-        )
+        torch.backends.cudnn.benchmark = True  # a GPU tries its convolutions once
         self.shares = own_shares(config.workers, self.accelerator)
         self.params = {n: p for n, p in module.named_parameters() if p.requires_grad}
         groups: dict[float, list[Tensor]] = {}
@@ -108,7 +99,7 @@ class Loop:
         )
         self.average = {n: p.detach().clone() for n, p in self.params.items()}
         self.rng = torch.Generator().manual_seed(config.seed)
-        self.done = 0
+        self.done = self.resumed = 0
         self.seconds = 0.0
         self.smooth: dict[str, float] = {}
         self.figures: dict[int, dict[str, Tensor | float]] = {}
@@ -121,15 +112,16 @@ class Loop:
             self._resume()
 
     def run(self, title: str) -> None:
-        """Trains until `steps`; the averaged weights are in the module afterwards."""
+        """Trains until `steps`; the averaged weights are in the module afterwards.
+
+        Raises:
+            UsageError: a gradient is not finite.
+        """
         c = self.config
-        times = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        said, figures_said = TextColumn("{task.description}"), TextColumn("{task.fields[figures]}")
-        columns = (said, BarColumn(), *times, figures_said)
         main = self.accelerator.is_main_process
         if c.tracker:
             self.accelerator.init_trackers(title)
-        with Progress(*columns, disable=not main) as bar, threads(len(self.shares)) as workers:
+        with training_bar(shown=main) as bar, threads(len(self.shares)) as workers:
             task = bar.add_task(title, total=c.steps, completed=self.done, figures="")
             while self.done < c.steps:
                 began = time.monotonic()
@@ -140,8 +132,11 @@ class Loop:
                 figures = self._gradients(workers)
                 norm = nn.utils.clip_grad_norm_(list(self.params.values()), c.clip)
                 if not torch.isfinite(norm):
-                    raise FloatingPointError(
-                        f"gradient norm {norm} at step {self.done}; lower lr or the noise"
+                    raise UsageError(
+                        expected="gradients that are finite",
+                        found=f"a norm of {float(norm)} at step {self.done}",
+                        todo="Lower lr or noise_high in the recipe, and begin in another folder: "
+                        "from the last checkpoint on it would diverge again.",
                     )
                 self.optimizer.step()
                 self.done += 1
@@ -275,7 +270,13 @@ class Loop:
         training = Training(self.params, self.average, self.optimizer, self.rng)
         facts, sampler = training.load(self.folder / CHECKPOINT)
         self.done, self.seconds = int(facts["done"]), float(facts["seconds"])
-        self.smooth = facts.get("smooth", {})
+        if self.done > self.config.steps:
+            raise UsageError(
+                expected=f"steps of at least {self.done}, which the run in {self.folder} has taken",
+                found=str(self.config.steps),
+                todo="Ask for as many or more, or begin in another folder.",
+            )
+        self.resumed, self.smooth = self.done, facts.get("smooth", {})
         if self.sampler is not None and sampler is not None:
             self.sampler.restore(sampler)
         if self.accelerator.is_main_process:

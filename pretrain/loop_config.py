@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hyperdp.errors import UsageError, settings_error
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -24,6 +26,9 @@ class LoopConfig:
         tracker: name of an accelerate tracker (`tensorboard`, …) that figures go to beside
             `log.jsonl`; "" for none.
         seed: of the public stage's randomness; no private path has one.
+
+    Raises:
+        UsageError: a value is out of its range.
     """
 
     steps: int
@@ -43,6 +48,25 @@ class LoopConfig:
     tracker: str = ""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        rules = {
+            "steps > 0": self.steps > 0,
+            "lr >= 0": 0 <= self.lr < math.inf,
+            "0 <= lr_end <= 1": 0 <= self.lr_end <= 1,
+            "warmup >= 0": self.warmup >= 0,
+            "weight_decay >= 0": 0 <= self.weight_decay < math.inf,
+            "0 <= beta2 < 1": 0 <= self.beta2 < 1,
+            "0 <= ema < 1": 0 <= self.ema < 1,
+            "clip > 0": self.clip > 0,
+            "workers > 0": self.workers > 0,
+        }
+        rules |= {
+            f"{name} > 0": getattr(self, name) > 0
+            for name in ("checkpoint_every", "validate_every", "log_every")
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise settings_error(self, broken)
+
     def lr_at(self, step: int) -> float:
         """Learning rate of a step (0-based)."""
         if step < self.warmup:
@@ -51,3 +75,18 @@ class LoopConfig:
         return self.lr * (
             self.lr_end + (1 - self.lr_end) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
         )
+
+
+def shared_out(count: int, workers: int, name: str) -> int:
+    """What each share of a step has of `count`.
+
+    Raises:
+        UsageError: it cannot be divided evenly, or there are fewer than shares.
+    """
+    if count < workers or count % workers:
+        raise UsageError(
+            expected=f"{name} to be a multiple of workers, the shares of a step",
+            found=f"{name} = {count}, workers = {workers}",
+            todo="Correct one of them in the recipe.",
+        )
+    return count // workers

@@ -12,17 +12,31 @@ from typing import Any
 
 import torch
 
+from hyperdp.manifest import MANIFEST
 from hyperdp.processes import processes
+
+TRAINING = "training.json"
 
 
 def commit() -> str:
-    """What HYPERDP_COMMIT says (of a copy of the tree), or the working folder's, or `unknown`."""
+    """What HYPERDP_COMMIT says (of a copy of the tree), or that of this file's tree, or `unknown`.
+
+    A commit whose sources were changed since is `…-dirty`.
+    """
     told = os.environ.get("HYPERDP_COMMIT", "")
     git = shutil.which("git")
     if told or git is None:
         return told or "unknown"
-    found = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603
-    return found.stdout.strip() or "unknown"
+    found = _asked([git, "rev-parse", "HEAD"])
+    changed = _asked([git, "status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.toml"])
+    return f"{found}-dirty" if found and changed else found or "unknown"
+
+
+def _asked(words: list[str]) -> str:
+    """What git answers of the tree that this file is in; "" where it has no answer."""
+    here = Path(__file__).resolve().parent.parent
+    found = subprocess.run(words, cwd=here, capture_output=True, text=True, check=False)  # noqa: S603
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def hardware() -> str:
@@ -38,7 +52,7 @@ def hardware() -> str:
 
 
 def training_record(
-    recipe: dict[str, Any], command: str, seconds: float, folder: Path
+    recipe: dict[str, Any], command: str, seconds: float, folder: Path, *, corpus: str
 ) -> dict[str, Any]:
     """How a bundle came to be, for its `training.json`.
 
@@ -47,13 +61,29 @@ def training_record(
         command: what was typed.
         seconds: of training.
         folder: of the run; the curve is its `log.jsonl`.
+        corpus: digest of the public data.
     """
     log = (folder / "log.jsonl").read_text().splitlines()
     return {
         "recipe": recipe,
+        "corpus": corpus,
         "command": command,
         "commit": commit(),
         "hardware": hardware(),
         "seconds": round(seconds),
         "curve": [json.loads(line) for line in log],
     }
+
+
+def is_bundle_of(bundle: Path, recipe: dict[str, Any]) -> bool:
+    """Whether a run's bundle is there already, of the recipe as it stands.
+
+    Args:
+        bundle: its folder.
+        recipe: as plain types, as `training_record` was given it.
+    """
+    file = bundle / TRAINING
+    if not file.is_file() or not (bundle / MANIFEST).is_file():
+        return False
+    made: Any = json.loads(file.read_bytes())["recipe"]
+    return bool(made == json.loads(json.dumps(recipe)))

@@ -43,10 +43,10 @@ def read_recipe(name_or_path: str, kind: str) -> dict[str, Any]:
             todo=f"Shipped recipes: {shipped}.",
         )
     try:
-        recipe = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(
-            expected="valid TOML", found=f"{error} in {path}", todo="Mend the file."
+            expected="valid TOML in UTF-8", found=f"{error} in {path}", todo="Mend the file."
         ) from error
     if recipe.pop("kind", None) != kind:
         raise UsageError(

@@ -21,6 +21,7 @@ from hyperdp.pretrain.rows import RowSampler, records
 from hyperdp.pretrain.style import Style, draw, draw_style
 
 DRAWN_AT_ONCE = 1000
+UNSEEN_SHARE = 1 / 3  # of a task's glyphs, where some are kept for records that are to be unseen
 Rows = npt.NDArray[np.int64]
 
 
@@ -186,19 +187,21 @@ class TaskSampler:
                 return few
         return pool
 
-    def draw(self, count: int, records: int, rng: torch.Generator) -> Tensor:
+    def draw(self, count: int, records: int, rng: torch.Generator, *, unseen: int = 0) -> Tensor:
         """The images of `draw_labelled` alone."""
-        return self.draw_labelled(count, records, rng)[0]
+        return self.draw_labelled(count, records, rng, unseen=unseen)[0]
 
     def draw_labelled(
-        self, count: int, records: int, rng: torch.Generator
+        self, count: int, records: int, rng: torch.Generator, *, unseen: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Draws whole tasks.
 
         Args:
             count: G.
-            records: of each task; no record is drawn twice in one style deviation.
+            records: of each task. A glyph may come again; in a plain style it is the same image.
             rng: CPU generator.
+            unseen: how many records, the last ones, show glyphs that none of the others does: a
+                third of those that the task has. 0 parts nothing.
 
         Returns:
             float32 [G, records, 1, 28, 28] in [-1, 1], and what each shows, int64 [G, records]: a
@@ -207,7 +210,9 @@ class TaskSampler:
         numpy_rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=rng)))
         rows = np.empty((count, records), dtype=np.int64)
         style_of = np.empty((count, records), dtype=np.int64)
+        border = records - unseen
         for g in range(count):
+            parting = Parting(len(self.corpus), numpy_rng) if unseen else None
             parts = 2 if numpy_rng.random() < self.mix.mixture else 1
             share = numpy_rng.uniform(0.2, 0.8)
             own_style = numpy_rng.random() < 0.5
@@ -216,7 +221,11 @@ class TaskSampler:
             )
             for part, mask in enumerate((~second, second)):
                 if mask.any():
-                    rows[g, mask] = numpy_rng.choice(self._pool(numpy_rng), int(mask.sum()))
+                    pool = self._pool(numpy_rng)
+                    seen, kept = parting.of(pool) if parting else (pool, pool)
+                    told = mask & (np.arange(records) >= border)
+                    rows[g, mask & ~told] = numpy_rng.choice(seen, int((mask & ~told).sum()))
+                    rows[g, told] = numpy_rng.choice(kept, int(told.sum()))
                     style_of[g, mask] = 2 * g + (part if own_style else 0)
         styles = draw_style(
             2 * count, rng, plain=self.mix.plain, pen=self.mix.pen, coarse=self.mix.coarse
@@ -233,6 +242,25 @@ class TaskSampler:
         skeleton = torch.from_numpy(self.corpus.skeleton[flat[order]])[back]
         images = draw(ink, skeleton, style, rng)
         return images.view(*rows.shape, *images.shape[1:])
+
+
+class Parting:
+    """Which rows of a corpus one task keeps for records that are to be unseen: a third of them.
+
+    One parting serves all pools of a task: what is kept of one is kept of the others.
+
+    Args:
+        size: rows of the corpus.
+        rng: of the task.
+    """
+
+    def __init__(self, size: int, rng: np.random.Generator) -> None:
+        self.held = rng.random(size) < UNSEEN_SHARE  # bool [size]
+
+    def of(self, pool: Rows) -> tuple[Rows, Rows]:
+        """The rows of a pool for records, and those for unseen ones; a lone row is both."""
+        seen, unseen = pool[~self.held[pool]], pool[self.held[pool]]
+        return (seen if len(seen) else pool), (unseen if len(unseen) else pool)
 
 
 def draw_public(

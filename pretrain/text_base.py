@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from hyperdp.pretrain import text_corpus as corpus_module
 from hyperdp.pretrain.loop import Loop
-from hyperdp.pretrain.loop_config import LoopConfig
+from hyperdp.pretrain.loop_config import LoopConfig, shared_out
 from hyperdp.pretrain.text_corpus import TextCorpus
 from hyperdp.pretrain.text_tasks import TextRowSampler
 from hyperdp.text import DocumentTokenizer, train_tokenizer
 from hyperdp.text_family import CausalText
+
+TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +51,14 @@ def tokenise(corpus: TextCorpus, tokenizer: DocumentTokenizer) -> npt.NDArray[np
 
 def own_tokenizer(config: TextBaseConfig, folder: Path, corpus: TextCorpus) -> DocumentTokenizer:
     """The tokenizer in `folder`; trained on the corpus's training split where there is none."""
-    if not (folder / "tokenizer.json").is_file():
+    if not (folder / TOKENIZER).is_file():
         texts = [corpus.documents[i] for i in np.nonzero(corpus.split == 0)[0]]
         folder.mkdir(parents=True, exist_ok=True)
-        train_tokenizer(texts, config.vocab_size).save_pretrained(folder)
+        with tempfile.TemporaryDirectory(dir=folder) as draft:
+            train_tokenizer(texts, config.vocab_size).save_pretrained(draft)
+            files = sorted(Path(draft).iterdir(), key=lambda file: file.name == TOKENIZER)
+            for file in files:  # what says that there is one comes last
+                file.replace(folder / file.name)
     return DocumentTokenizer.load(folder, config.length)
 
 
@@ -75,8 +82,10 @@ def train_text_base(
     family = CausalText.create(tokenizer, **config.model)
     train, held_out = TextRowSampler(corpus, 0), TextRowSampler(corpus, 1)
 
+    count = shared_out(config.batch_size, config.loop.workers, "batch_size")
+
     def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, float]]:
-        rows = train.draw(config.batch_size // config.loop.workers, rng)
+        rows = train.draw(count, rng)
         return family.loss(torch.from_numpy(tokens[rows])).mean(), {}
 
     def validate() -> dict[str, float]:

@@ -8,6 +8,7 @@ of them too.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,13 @@ class TextCorpus:
 
     def __len__(self) -> int:
         return len(self.documents)
+
+    @property
+    def digest(self) -> str:
+        """Of all documents, their topics and how they are split: 16 hexadecimal digits."""
+        found = hashlib.sha256(json.dumps([self.documents, self.topics]).encode())
+        found.update(self.topic.tobytes() + self.split.tobytes())
+        return found.hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)

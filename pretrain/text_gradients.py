@@ -19,8 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from hyperdp import keys
 from hyperdp.encoder import clip
 from hyperdp.hypernetwork import Hypernetwork
 from hyperdp.lora import adapters
@@ -140,7 +143,7 @@ def embed_corpus(
         digest.update(name.encode() + value.detach().numpy().tobytes())
     path, note = folder / "embeddings.npy", folder / "embeddings.json"
     folder.mkdir(parents=True, exist_ok=True)
-    known = json.loads(note.read_text()) if note.is_file() and path.is_file() else {}
+    known = _noted(note) if path.is_file() else {}
     done = int(known["done"]) if known.get("of") == digest.hexdigest() else 0
     shape = (len(tokens), encoder.config.embed_dim)
     table = np.lib.format.open_memmap(
@@ -151,8 +154,28 @@ def embed_corpus(
         table[part] = clip(embed_documents(encoder, tokens[part]), clip_norm).half().numpy()
         table.flush()
         done = min(start + PART, len(tokens))
-        note.write_text(json.dumps({"of": digest.hexdigest(), "done": done}))
+        said = json.dumps({"of": digest.hexdigest(), "done": done}).encode()
+        keys.write_durably(note, said, mode=keys.PUBLIC)
     return torch.from_numpy(table)
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """What a note of ours says; {} where there is none, or none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _known_start(path: Path, of: str) -> dict[str, Tensor]:
+    """The start that was made of the same; {} where there is none, or none that can be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            same = (file.metadata() or {}).get("of") == of
+        return load_file(path) if same else {}
+    except (OSError, SafetensorError):
+        return {}
 
 
 @torch.no_grad()
@@ -232,15 +255,18 @@ def start_gradients(
         Clipped embeddings of all documents, float16 [N, k].
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept, both = folder / "start.pt", nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper})
+    kept, both = (
+        folder / "start.safetensors",
+        nn.ModuleDict({"encoder": encoder, "hypernetwork": hyper}),
+    )
     rng = np.random.default_rng(0)
-    settings = str((clip_norm, support, hyper.config))  # another shape wants another start
-    of = hashlib.sha256(tokens.tobytes() + settings.encode())
+    places = [site.name for site in hyper.sites]
+    settings = str((clip_norm, support, hyper.config, places, sampler.mix, corpus.digest))
+    of = hashlib.sha256(tokens.tobytes() + settings.encode())  # of another, another start
     for name, value in sorted(base.model.state_dict().items()):
         of.update(name.encode() + value.cpu().numpy().tobytes())
-    known = torch.load(kept, weights_only=True) if kept.is_file() else {}
-    if known.get("of") == of.hexdigest():
-        both.load_state_dict(known["state"])
+    if known := _known_start(kept, of.hexdigest()):
+        both.load_state_dict(known)
         encoder.attach(base.model, hyper)
         return embed_corpus(encoder, tokens, clip_norm, folder)
     start_bases(base, hyper, tokens, topic_rows(corpus, rng))
@@ -251,5 +277,6 @@ def start_gradients(
     asked, answered = sampler.draw_rows(TASKS, support, 2, torch.Generator().manual_seed(0))
     means = torch.stack([table[torch.from_numpy(own)].float().mean(0) for own in asked])
     start_step(base, encoder, hyper, means, lambda part: torch.from_numpy(tokens[answered[part]]))
-    torch.save({"of": of.hexdigest(), "state": both.state_dict()}, kept)
+    state = {name: value.detach().cpu().contiguous() for name, value in both.state_dict().items()}
+    keys.write_durably(kept, save(state, metadata={"of": of.hexdigest()}), mode=keys.PUBLIC)
     return table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,20 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hyperdp.encoder import clip
 from hyperdp.hypernetwork import TRUNK, Hypernetwork, HypernetworkConfig
-from hyperdp.lora import adapters, describe_sites
+from hyperdp.lora import describe_sites
 from hyperdp.pretrain import text_corpus as corpus_module
 from hyperdp.pretrain.loop import Loop
 from hyperdp.pretrain.loop_config import LoopConfig
-from hyperdp.pretrain.provenance import training_record
+from hyperdp.pretrain.provenance import is_bundle_of, training_record
 from hyperdp.pretrain.text_base import tokenise
 from hyperdp.pretrain.text_corpus import TextCorpus
 from hyperdp.pretrain.text_gradients import start_gradients
 from hyperdp.pretrain.text_start import start_encoder
-from hyperdp.pretrain.text_tasks import Rows, TextTaskMix, TextTaskSampler, Tokens, told_words
+from hyperdp.pretrain.text_step import TextStep, WordForetelling
+from hyperdp.pretrain.text_tasks import TextTaskMix, TextTaskSampler, Tokens, told_words
 from hyperdp.pretrain.text_validation import TextValidation
 from hyperdp.processes import processes
 from hyperdp.text_bundle import TextBundle, TextBundleConfig, load_text_bundle, save_text_bundle
@@ -79,41 +78,6 @@ class TextHyperConfig:
     sites: list[str] = field(default_factory=list)
     outlet: bool = False
     mix: TextTaskMix = field(default_factory=TextTaskMix)
-
-
-class WordForetelling(nn.Module):
-    """Foretells from the code which tokens unseen documents of the task have: a unigram model.
-
-    It keeps the code from becoming the same for all tasks, and is thrown away after training.
-    """
-
-    def __init__(self, bottleneck: int, vocab_size: int) -> None:
-        super().__init__()
-        self.head = nn.Linear(bottleneck, vocab_size)
-        nn.init.zeros_(self.head.weight)
-
-    def forward(self, code: Tensor, tokens: Tensor) -> Tensor:
-        """Nats a token.
-
-        Args:
-            code: float32 [G, bottleneck].
-            tokens: int64 [G, b, L] of unseen documents.
-
-        Returns:
-            A scalar: the mean over documents of each document's mean.
-        """
-        chances = functional.log_softmax(self.head(code).float(), 1)  # [G, V]
-        flat = tokens.flatten(1)  # [G, b·L]
-        each = chances.gather(1, flat.clamp(min=0)).view(tokens.shape)
-        there = tokens >= 0
-        mean = (each * there).sum(2) / there.sum(2).clamp(min=1)
-        return -mean.mean()
-
-
-def noise_levels(config: TextHyperConfig, rng: torch.Generator) -> Tensor:
-    """Noise std of each task's mean, log-uniform, float32 [G]."""
-    low, high = math.log(config.noise_low), math.log(config.noise_high)
-    return torch.exp(torch.rand(config.tasks, generator=rng) * (high - low) + low)
 
 
 @torch.no_grad()
@@ -215,31 +179,7 @@ def train_text_hyper(
     sampler = TextTaskSampler(corpus, told_words(tokens), 0, config.mix)  # it draws rows alone
 
     table = _embedded(config, base, encoder, hyper, corpus, tokens, sampler, folder)
-
-    def embed(rows: Rows) -> Tensor:
-        """[G, K] → mean clipped embedding [G, k]; the first few carry gradients."""
-        if table is not None:
-            return table[torch.from_numpy(rows)].float().mean(1).to(device)
-        support = torch.from_numpy(tokens[rows]).to(device)  # [G, K, L]
-        grad = min(config.support_grad, support.shape[1])
-        first = clip(encoder(support[:, :grad].flatten(0, 1)).float(), config.clip_norm)
-        with torch.no_grad():
-            rest = clip(encoder(support[:, grad:].flatten(0, 1)).float(), config.clip_norm)
-        both = [part.view(len(support), len(part) // len(support), k) for part in (first, rest)]
-        return torch.cat(both, 1).mean(1)
-
-    def step(rng: torch.Generator, worker: int) -> tuple[Tensor, dict[str, Tensor]]:
-        support, asked = sampler.draw_rows(config.tasks, config.support, config.queries, rng)
-        queries = torch.from_numpy(tokens[asked]).to(device)  # [G, b, L]
-        noise_std = noise_levels(config, rng).to(device)
-        mean = embed(support)
-        mean = mean + noise_std[:, None] * torch.randn(mean.shape, generator=rng).to(device)
-        with adapters(base.model, hyper(mean, noise_std)):
-            own = base.loss(queries.flatten(0, 1)).mean()
-        foretold = words(hyper.code(mean, noise_std), queries)
-        figures = {"own": own.detach(), "words": foretold.detach()}
-        return own + config.words_weight * foretold, figures
-
+    step = TextStep(config, base, encoder, hyper, words, tokens, sampler, table)
     validation = TextValidation(
         corpus,
         tokens,
@@ -261,6 +201,11 @@ def train_text_hyper(
     scales["encoder."] = config.encoder_lr
     loop = Loop(config.loop, module, step, folder, validate, lr_scales=scales)
     loop.run("hypernetwork")
+    recipe = dataclasses.asdict(config)
+    made = loop.resumed == loop.done and is_bundle_of(folder / "bundle", recipe)
+    processes().wait_for_everyone()  # all of them have looked
+    if made:
+        return load_text_bundle(folder / "bundle")
     module.eval().cpu()
     base.model.cpu()
     bundle_config = TextBundleConfig(
@@ -284,7 +229,7 @@ def train_text_hyper(
             encoder=encoder,
             hypernetwork=hyper,
             base=base,
-            training=training_record(dataclasses.asdict(config), command, loop.seconds, folder),
+            training=training_record(recipe, command, loop.seconds, folder, corpus=corpus.digest),
         )
     processes().wait_for_everyone()
     return load_text_bundle(folder / "bundle")

@@ -51,7 +51,8 @@ class Validation:
         self.support, self.clip_norm, self.lowest_noise = support, clip_norm, lowest_noise
         self.queries, self.noise_std = queries, noise_std
         rng = torch.Generator().manual_seed(7)
-        self.images = world.tasks(1, {**mix, "everything": 0.0}).draw(tasks, support + queries, rng)
+        sampler = world.tasks(1, {**mix, "everything": 0.0})
+        self.images = sampler.draw(tasks, support + queries, rng, unseen=queries)
         self.marginal = world.records(2048, 0, rng)
 
     @property

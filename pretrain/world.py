@@ -26,17 +26,28 @@ class Tasks(Protocol):
 
     content_classes: int
 
-    def draw(self, count: int, records: int, rng: torch.Generator) -> Tensor:
-        """Whole tasks, float32 [count, records, C, H, W] in [-1, 1]."""
+    def draw(self, count: int, records: int, rng: torch.Generator, *, unseen: int = 0) -> Tensor:
+        """Whole tasks, float32 [count, records, C, H, W] in [-1, 1].
+
+        The last `unseen` records of a task are of other public data than the rest of it.
+        """
 
     def draw_labelled(
-        self, count: int, records: int, rng: torch.Generator
+        self, count: int, records: int, rng: torch.Generator, *, unseen: int = 0
     ) -> tuple[Tensor, Tensor]:
         """The same, and what each record shows, int64 [count, records]."""
 
 
 class World(Protocol):
-    """Public data, in two splits: 0 to train on, 1 held out."""
+    """Public data, in two splits: 0 to train on, 1 held out.
+
+    Attributes:
+        digest: tells one such data from another.
+    """
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits."""
 
     def records(self, count: int, split: int, rng: torch.Generator) -> Tensor:
         """Records as the base model sees them, float32 [count, C, H, W] in [-1, 1]."""
@@ -62,6 +73,11 @@ class GlyphWorld:
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
         self._rows: dict[int, RowSampler] = {}
+
+    @property
+    def digest(self) -> str:
+        """See `World`."""
+        return self.corpus.digest
 
     def records(self, count: int, split: int, rng: torch.Generator) -> Tensor:
         """See `World`."""

@@ -116,5 +116,6 @@ def test_what_was_measured_on_a_bundle_does_not_outlive_it(tmp_path: Path) -> No
         (folder / name).write_text("of the bundle that lies here")
     again = tiny_bundle(folder, name="other")
     assert not any((folder / name).exists() for name in MEASURED)
+    assert all((tmp_path / "tiny.1" / name).is_file() for name in MEASURED)  # nor is it lost
     (folder / MEASURED[0]).write_text("measured on it later")
     assert load_bundle(folder).hash == again.hash

@@ -21,9 +21,9 @@ from hyperdp.pretrain import forecast as pretrain_forecast
 from hyperdp.pretrain.corpus import Corpus
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.forecast import DEFAULT_UNITS, ForecastConfig, draw_task
-from hyperdp.pretrain.forecast_kinds import QUERY_SHARE, draw_like
+from hyperdp.pretrain.forecast_kinds import draw_like
 from hyperdp.pretrain.style import Style
-from hyperdp.pretrain.tasks import Rows, TaskMix, TaskSampler
+from hyperdp.pretrain.tasks import UNSEEN_SHARE, Rows, TaskMix, TaskSampler
 from tests.test_plan import SPEC, _rows, _table
 from tests.worlds import tiny_bundle
 
@@ -70,7 +70,7 @@ def test_each_held_out_script_is_one_printed_task_and_no_glyph_of_it_is_record_a
         pool = sampler.scripts[script]
         if len(np.unique(corpus.face[pool])) > 1:
             assert not shared
-            assert len({*rows[400:].tolist()}) <= round(len(pool) * QUERY_SHARE)
+            assert len({*rows[400:].tolist()}) <= round(len(pool) * UNSEEN_SHARE)
         else:
             assert shared == {*pool.tolist()}
     assert len({*seen}) == len(seen) == len(sampler.scripts)

@@ -23,7 +23,6 @@ from hyperdp.pretrain.checkpoint import load_average
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.faces import PRIVATE_SCRIPTS, RESERVED_SCRIPTS
 from hyperdp.pretrain.hyper import HyperConfig, train_hyper
-from hyperdp.pretrain.hyper_step import twin
 from hyperdp.pretrain.loop import Loop
 from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.readable import readable
@@ -32,6 +31,7 @@ from hyperdp.pretrain.rows import RowSampler, records
 from hyperdp.pretrain.style import Style, _scanned, draw, draw_style, plain_style
 from hyperdp.pretrain.task_pool import TaskPool
 from hyperdp.pretrain.tasks import TaskMix, TaskSampler
+from hyperdp.pretrain.twins import twin
 from hyperdp.pretrain.values import build
 from hyperdp.pretrain.world import GlyphWorld
 from tests.worlds import tiny_family
@@ -315,7 +315,7 @@ def test_the_loop_learns_and_stops_on_nan(tmp_path: Path):
     _, broken = _quadratic(tmp_path / "c", 5)
     broken.step_fn = lambda rng, worker: (module.weight.sum() * float("nan"), {})
     broken.params = dict(module.named_parameters())
-    with pytest.raises(FloatingPointError, match="step 0"):
+    with pytest.raises(UsageError, match="step 0"):
         broken.run("c")
 
 

@@ -17,7 +17,7 @@ from hyperdp.errors import UsageError
 from hyperdp.pretrain.recipe import open_recipe_texts, read_recipe
 from hyperdp.pretrain.text_base import TextBaseConfig, tokenise, train_text_base
 from hyperdp.pretrain.text_corpus import Document, gather, open_text_sample, to_corpus
-from hyperdp.pretrain.text_hyper import TextHyperConfig, WordForetelling, train_text_hyper
+from hyperdp.pretrain.text_hyper import TextHyperConfig, train_text_hyper
 from hyperdp.pretrain.text_registers import changelogs, gather_registers, manuals
 from hyperdp.pretrain.text_sources import (
     CHARACTERS,
@@ -28,6 +28,7 @@ from hyperdp.pretrain.text_sources import (
     passages,
 )
 from hyperdp.pretrain.text_start import MEDIAN_NORM, start_encoder, token_vectors
+from hyperdp.pretrain.text_step import WordForetelling
 from hyperdp.pretrain.text_styles import STYLES, in_styles
 from hyperdp.pretrain.text_tasks import TextRowSampler, TextTaskMix, TextTaskSampler
 from hyperdp.pretrain.values import build

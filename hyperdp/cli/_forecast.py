@@ -13,6 +13,7 @@ from hyperdp.cli._bars import counting_bar
 from hyperdp.cli._device import OnDevice, on_device
 from hyperdp.cli.plan import check_picture
 from hyperdp.errors import UsageError
+from hyperdp.forecast import FORECAST_FILE, load_forecast
 
 if TYPE_CHECKING:
     from hyperdp.forecast import Forecast
@@ -92,7 +93,7 @@ def forecast_command(
     Both files name the bundle by its hash and are refused beside any other bundle. Several
     processes with one --work share the tasks between them; all but one want --no-guard.
 
-    Example: hyperdp pretrain forecast glyphs
+    Example: hyperdp pretrain forecast runs/glyphs/bundle
 
     Example: hyperdp pretrain forecast glyphs --no-guard --fid --tasks 9 --like print
 
@@ -100,7 +101,7 @@ def forecast_command(
     """
     from hyperdp.bundle import load_bundle
     from hyperdp.eval.results import provenance
-    from hyperdp.forecast import FORECAST_FILE, Forecast, ForecastTable, load_forecast
+    from hyperdp.forecast import Forecast, ForecastTable
     from hyperdp.pretrain.forecast import (
         DEFAULT_UNITS,
         ForecastConfig,
@@ -113,6 +114,12 @@ def forecast_command(
     from hyperdp.pretrain.recipe import open_recipe_corpus
 
     check_picture(picture, "--picture")
+    if not (guard or table or picture):
+        raise UsageError(
+            expected="something to make",
+            found="--no-guard and --no-table",
+            todo="Leave one of them out.",
+        )
     loaded = on_device(load_bundle(bundle), device)
     folder = out if out is not None else loaded.path
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +132,8 @@ def forecast_command(
         queries=1000 if fid else 256,
         seed=seed,
     )
+    if table and picture is None:
+        _check_room(folder, loaded.hash, like, fid=fid)
     if picture is not None:
         _draw(picture, load_forecast(folder, loaded.hash), public, config)
         return
@@ -177,12 +186,27 @@ def forecast_command(
         "seconds": round(time.monotonic() - began),
         "settings": settings,
     }
-    forecast = Forecast(bundle=loaded.name, bundle_hash=loaded.hash, tables=[], made={})
-    if (folder / FORECAST_FILE).is_file():  # read last: other processes have made theirs meanwhile
-        forecast = load_forecast(folder, loaded.hash).without(like)
-    forecast.tables.extend(tables)
-    forecast.made[like] = facts
-    typer.echo(f"forecast in {forecast.save(folder)}")
+    forecast = Forecast(
+        bundle=loaded.name, bundle_hash=loaded.hash, tables=tables, made={like: facts}
+    )
+    typer.echo(f"forecast in {forecast.add_to(folder)}")
+
+
+def _check_room(folder: Path, bundle_hash: str, like: str, *, fid: bool) -> None:
+    """Finds before hours of work that what will be written has no place.
+
+    Raises:
+        BundleError: there is a forecast of another bundle in the folder, or a damaged one.
+        UsageError: there are tables of more than will be measured, which would be lost.
+    """
+    if not (folder / FORECAST_FILE).is_file():
+        return
+    if "fid" in load_forecast(folder, bundle_hash).quantities(like) and not fid:
+        raise UsageError(
+            expected=f"--fid, as {folder / FORECAST_FILE} has tables of FID for tasks like {like}",
+            found="a table of the loss alone to take their place",
+            todo="Add --fid, or write to another folder with -o.",
+        )
 
 
 def _draw(picture: Path, forecast: Forecast, public: Corpus, config: ForecastConfig) -> None:
