@@ -11,6 +11,18 @@ from pathlib import Path
 
 
 @contextmanager
+def _draft_of(target: Path) -> Iterator[Path]:
+    """A folder beside `target`, which goes away on an error; it must be moved from there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield draft
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """Lend a draft that takes the place of a folder when it is done, and goes away on an error.
 
@@ -23,15 +35,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
         The draft, to be written to.
     """
     target = target.expanduser().resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with _draft_of(target) as draft:
         yield draft
         draft.chmod(0o755)
         draft.rename(target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 @contextmanager
@@ -50,13 +57,10 @@ def replaced_folder(target: Path, *, mark: str, kept: Collection[str] = ()) -> I
     Yields:
         The draft, to be written to.
     """
-    target = target.expanduser().resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    target, aside = target.expanduser().resolve(), None
+    with _draft_of(target) as draft:
         yield draft
         draft.chmod(0o755)
-        aside = None
         if target.exists():
             aside = next(
                 free
@@ -65,9 +69,6 @@ def replaced_folder(target: Path, *, mark: str, kept: Collection[str] = ()) -> I
             )
             target.rename(aside)
         draft.rename(target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     if aside is None:
         return
     ours = (aside / mark).is_file() and not any((aside / name).exists() for name in kept)

@@ -38,7 +38,7 @@ _PLANNED = {
     "eval": ("eval_command", "Measure generated images against reference images."),
     "bench": ("bench_command", "Compare methods over sizes and budgets."),
     "labelled": ("labelled_command", "Compare classifiers by what they were trained on."),
-    "audit": ("audit_command", "Attack a release and bound what it leaks from below."),
+    "audit": ("audit_command", "Attack the mechanism as it runs here, and bound ε from below."),
     "report": ("report_command", "Write the report of a run as one HTML page."),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,15 @@ from rich.console import Console
 if TYPE_CHECKING:
     from hyperdp.eval.cells import Cell, OnCell, Only
 
+RowsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help="JSONL of the rows; by default BENCH.jsonl in the package's own eval/results.",
+        show_default=False,
+    ),
+]
 OnlySets = Annotated[list[str] | None, typer.Option(help="Only this private set; may be repeated.")]
 OnlyMethods = Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")]
 OnlySizes = Annotated[

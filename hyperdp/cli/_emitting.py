@@ -21,6 +21,11 @@ NOT_JUDGED = (
 )
 MAKE_IT = "`hyperdp pretrain forecast` makes it."
 
+UNLABELLED = (
+    "warning: training on public records helped labelled releases of images alone; after others, "
+    "compare with the adapter that `hyperdp emit` makes without --public."
+)
+
 POLARITY = {
     False: "If the records are dark ink on white paper: the bundle knows light on dark, and they "
     "want `hyperdp release --invert`, which spends anew.",
@@ -68,7 +73,8 @@ def next_step(bundle: Bundle | TextBundle, adapter: Path) -> str:
     from hyperdp.text_bundle import MODEL, TextBundle
 
     if isinstance(bundle, TextBundle):
-        return f"Next: load it with peft over the base model in {bundle.path / MODEL}."
+        words = command("sample", adapter, *bundle_words(bundle), "-o", "DOCUMENTS.jsonl")
+        return f"Next: {words}, or load it with peft over the base model in {bundle.path / MODEL}."
     words = command("sample", adapter, *bundle_words(bundle), "-o", "IMAGES")
     return f"Next: {words}, or load it with peft and diffusers."
 
@@ -103,6 +109,8 @@ def emit(
     if public is None:
         folders = emit_adapter(loaded, bundle, out)
         return Emitted(folders=folders, finding=finding, next_step=told, inverted=inverted)
+    if loaded.certificate.num_classes == 1:
+        typer.echo(UNLABELLED, err=True)
     config = usual_config(bundle)
     config = dataclasses.replace(config, steps=config.steps if steps is None else steps)
     with counting_bar() as bar:

@@ -19,15 +19,23 @@ Data = Annotated[
         show_default=False,
     ),
 ]
+ImageData = Annotated[
+    Path,
+    typer.Argument(
+        help="The private dataset of images: a folder of them, .npz, .parquet, .csv, .tsv or "
+        ".jsonl with a column of paths, or a Hugging Face dataset on disk.",
+        show_default=False,
+    ),
+]
 DEFAULT_BUNDLE = "glyphs"
 BundleName = Annotated[
     str, typer.Option("--bundle", "-b", help="A shipped bundle's name, or a bundle's folder.")
 ]
 Epsilon = Annotated[
-    float, typer.Option("--epsilon", "-e", help="How much is spent: ε of this release.")
+    float, typer.Option("--epsilon", "-e", help="How much is spent: ε of this run.")
 ]
 Delta = Annotated[
-    float, typer.Option("--delta", "-d", help="δ of this release; well below 1 / number of units.")
+    float, typer.Option("--delta", "-d", help="δ of this run; well below 1 / number of units.")
 ]
 LedgerFile = Annotated[
     Path | None,
@@ -60,7 +68,7 @@ AllowWeakDelta = Annotated[
     bool,
     typer.Option(
         "--allow-weak-delta",
-        help="Keep a release whose δ is not below 1 / number of units: a weak promise.",
+        help="Keep what comes out where δ is not below 1 / number of units: a weak promise.",
     ),
 ]
 AsJson = Annotated[

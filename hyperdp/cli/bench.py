@@ -16,6 +16,7 @@ from hyperdp.cli._cells import (
     OnlySets,
     OnlySizes,
     OtherBundle,
+    RowsFile,
     cell_lines,
     only_cells,
 )
@@ -35,9 +36,7 @@ def bench_command(
             "step-time, release, emission, device."
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="JSONL; eval/results/BENCH.jsonl by default.")
-    ] = None,
+    out: RowsFile = None,
     into: Annotated[
         Path | None,
         typer.Option(help="Also write the table between its marks in this Markdown page."),
@@ -53,7 +52,11 @@ def bench_command(
     ] = None,
     bundle: OtherBundle = None,
     table_only: Annotated[
-        bool, typer.Option("--table-only", help="Measure nothing: the table of the rows there are.")
+        bool,
+        typer.Option(
+            "--table-only",
+            help="Measure nothing: the table of the rows there are. For recipes and guard.",
+        ),
     ] = False,
     device: OnDevice = "cpu",
 ) -> None:
@@ -62,24 +65,12 @@ def bench_command(
     Killed and started again, it loses at most the cell it was in. Several processes may measure
     different cells of one recipe into one file.
 
-    Example: hyperdp bench eval/recipes/bench-quick.toml --into docs/benchmarks.md
+    Example: hyperdp bench bench-quick --into docs/benchmarks.md
     """
     from hyperdp.eval.text_recipe import text_recipe_path
 
     texts = text_recipe_path(recipe)
-    if bundle is not None and (texts is not None or recipe == "theory"):
-        raise UsageError(
-            expected=f"--bundle for a recipe of images or an engine's bench, not for {recipe}",
-            found=bundle,
-            todo="Write the bundle into a copy of the recipe.",
-        )
-    if device != "cpu" and (texts is not None or recipe in {"theory", "guard", *ENGINE}):
-        raise UsageError(
-            expected=f"--device for a recipe of images, not for {recipe}",
-            found=device,
-            todo="Leave --device out: documents are measured on the CPU, and the engine's benches "
-            "find a GPU themselves.",
-        )
+    _check(recipe, bundle, device, texts=texts is not None, table_only=table_only)
     if recipe == "theory":
         bench_theory(out, into)
         return
@@ -129,3 +120,26 @@ def bench_command(
         place += "" if best.epsilon is None else f", ε={best.epsilon:g}"
         console.print(f"best of {best.of} variants of {best.method}{place}: {best.variant}")
     console.print(f"rows in {path}; measured on private data: not differentially private")
+
+
+def _check(recipe: str, bundle: str | None, device: str, *, texts: bool, table_only: bool) -> None:
+    """Raises UsageError for options that a recipe, or an engine's bench, has no use for."""
+    if bundle is not None and (texts or recipe == "theory"):
+        raise UsageError(
+            expected=f"--bundle for a recipe of images or an engine's bench, not for {recipe}",
+            found=bundle,
+            todo="Write the bundle into a copy of the recipe.",
+        )
+    if device != "cpu" and (texts or recipe in {"theory", "guard", *ENGINE}):
+        raise UsageError(
+            expected=f"--device for a recipe of images, not for {recipe}",
+            found=device,
+            todo="Leave --device out: documents are measured on the CPU, and the engine's benches "
+            "find a GPU themselves.",
+        )
+    if table_only and recipe in {"theory", *ENGINE}:
+        raise UsageError(
+            expected="--table-only for a recipe or for guard",
+            found=f"--table-only for {recipe}, whose table is of the run that measures it",
+            todo="Leave it out to measure anew; the table that there is stands in docs/.",
+        )

@@ -28,12 +28,13 @@ def emit_command(
 ) -> None:
     """Turn a release into a PEFT adapter (one for each class of a labelled release).
 
-    Costs no privacy: it reads the release, never the data.
+    Costs no privacy: it reads the release, never the data. --public helps labelled releases of
+    images; unlabelled ones, and texts, came out worse with it.
 
     Example: hyperdp emit out/release -o out/adapter
 
     Example: hyperdp pretrain public -o public.npz, then
-    hyperdp emit out/release -o out/adapter --public public.npz
+    hyperdp emit out/labelled -o out/adapter --public public.npz
 
     Example: hyperdp pretrain public --digits -o digits.npz, then, for a release of --classes
     0,1,2,3,4,5,6,7,8,9: hyperdp emit out/release -o out/adapter --public digits.npz

@@ -18,7 +18,7 @@ _LOOP_PANEL = "The iterations: public, and chosen before anything of this datase
 
 
 def evolve_command(
-    data: o.Data,
+    data: o.ImageData,
     epsilon: o.Epsilon,
     delta: o.Delta,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to be made.")],

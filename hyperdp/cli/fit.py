@@ -14,6 +14,7 @@ from hyperdp.cli._device import OnDevice, on_device
 from hyperdp.cli._emitting import next_step
 from hyperdp.cli._opening import Reading, charged_to, check_one_process, check_out, open_checked
 from hyperdp.cli._words import command
+from hyperdp.errors import UsageError
 
 _STEPS_PANEL = "The steps: public, and chosen before anything of this dataset was released"
 
@@ -98,6 +99,9 @@ def fit_command(
 ) -> None:
     """Train an adapter by many noisy steps: DP-SGD and its relatives.
 
+    Its noise and gradients are floating-point numbers, and their rounding is not charged to δ: a
+    weaker promise than a release's (docs/privacy.md). Images are read as they are: light on dark.
+
     Killed and started again with the same words, it goes on and spends nothing twice.
     The budget is taken from the ledger first, and stays spent if anything fails.
 
@@ -140,6 +144,13 @@ def fit_command(
     check_one_process("fit")
     check_out(out, data)
     begin = None if init is None else Release.load(init)
+    if begin is not None and begin.certificate.inverted:
+        raise UsageError(
+            expected="a release of records as they are: `fit` does not invert",
+            found=f"{init}, whose records were inverted",
+            todo="Use `hyperdp private --refine dpsgd --invert`, or invert the images first and "
+            "release them anew.",
+        )
     # Before the data is read: an unknown method or site, and a start that the method cannot use.
     make_rule(config, loaded).start(start_weights(config, loaded, begin))
     opened = open_checked(reading, loaded)

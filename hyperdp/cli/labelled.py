@@ -16,6 +16,7 @@ from hyperdp.cli._cells import (
     OnlySets,
     OnlySizes,
     OtherBundle,
+    RowsFile,
     cell_lines,
     only_cells,
 )
@@ -24,9 +25,7 @@ from hyperdp.cli._device import OnDevice
 
 def labelled_command(
     recipe: Annotated[str, typer.Argument(help="A recipe: a TOML file, or a shipped name.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="JSONL; eval/results/BENCH.jsonl by default.")
-    ] = None,
+    out: RowsFile = None,
     into: Annotated[
         Path | None,
         typer.Option(help="Also write the table between its marks in this Markdown page."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -34,7 +34,7 @@ Dataset = Annotated[
         show_default=False,
     ),
 ]
-UnitName = Annotated[str, typer.Option("--unit", help="What is protected: record or user.")]
+UnitName = Annotated[Literal["record", "user"], typer.Option("--unit", help="What is protected.")]
 
 
 @app.command("show")
@@ -85,7 +85,7 @@ def set_cap_command(
         epsilon=epsilon,
         delta=delta,
         adjacency=adjacency,
-        unit=unit,  # type: ignore[arg-type]  # PrivacyBudget refuses other words
+        unit=unit,
     )
     from hyperdp.ledger import Ledger, ledger_file
 

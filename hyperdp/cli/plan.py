@@ -68,8 +68,8 @@ def plan_command(
     """Foretell the recovered gain from public validation tasks alone; nothing private is read.
 
     Recovered gain: 0 is the bundle's base model, 1 is non-private LoRA on all records.
-    Of the shipped bundles, `glyphs` has a forecast; others need one beside them (`hyperdp pretrain
-    forecast`, hours).
+    Of the shipped bundles, `glyphs` has a forecast; other bundles of glyphs need one beside them
+    (`hyperdp pretrain forecast`, hours), and those of texts can have none yet.
 
     Example: hyperdp plan --bundle glyphs --n 500 --epsilon 0.2,1,8 -o plan.png
     """

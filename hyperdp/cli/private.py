@@ -101,7 +101,8 @@ def private_command(
 
     The same as `hyperdp release` and then `hyperdp emit`; only the first spends anything. With
     --refine a part of the budget is kept back for private steps from that adapter; killed and
-    started again with the same words, such a run goes on and spends nothing twice.
+    started again with the same words, such a run goes on and spends nothing twice. The noise of
+    these steps is floating-point, a weaker promise than the release's (docs/privacy.md).
 
     With --public the adapter is trained on, on public records, as by `hyperdp emit --public`.
 

@@ -17,7 +17,8 @@ def report_command(
         "out/report.html"
     ),
     rows: Annotated[
-        Path | None, typer.Option(help="JSONL; eval/results/BENCH.jsonl by default.")
+        Path | None,
+        typer.Option(help="JSONL; by default BENCH.jsonl in the package's own eval/results."),
     ] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="The folder that `hyperdp bench --pictures` filled.")
