@@ -23,10 +23,10 @@ from hyperdp.encoder import clip
 from hyperdp.forecast import ANY, ForecastTable
 from hyperdp.guard import COUNT_WEIGHT
 from hyperdp.lora import Weights, adapters
-from hyperdp.pretrain.corpus import Corpus
+from hyperdp.pretrain.fitting import fit
 from hyperdp.pretrain.forecast_kinds import draw_like
 from hyperdp.pretrain.task_files import Figures, Progress, TaskFiles
-from hyperdp.pretrain.tasks import TaskMix, TaskSampler
+from hyperdp.pretrain.world import Tasks, World
 
 LEVELS = 5e-4, 0.2  # the least and the most noise in a mean: ε = 8 of 2,000, ε = 0.2 of 100
 DEFAULT_UNITS = 64, 256, 2048
@@ -64,7 +64,8 @@ class ForecastConfig:
         units: numbers of units; the largest is what non-private LoRA is trained on.
         noise_std: noise levels of the mean.
         queries: held-out records of each task.
-        mix: how often each kind of task is drawn, of those that are like any.
+        mix: how often each kind of task is drawn, of those that are like any, by the world's own
+            names.
         seed: of the draws.
     """
 
@@ -73,7 +74,7 @@ class ForecastConfig:
     units: tuple[int, ...] = DEFAULT_UNITS
     noise_std: tuple[float, ...] = dataclasses.field(default_factory=lambda: spread_levels(8))
     queries: int = 256
-    mix: TaskMix = dataclasses.field(default_factory=lambda: TaskMix(everything=0.0))
+    mix: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"everything": 0.0})
     seed: int = 0
 
 
@@ -186,8 +187,8 @@ def task_seed(config: ForecastConfig, index: int) -> int:
     return 1_000_003 * config.seed + index
 
 
-def draw_task(sampler: TaskSampler, config: ForecastConfig, index: int) -> Tensor:
-    """All records of one task, float32 [max(units) + queries, C, H, W]."""
+def draw_task(sampler: Tasks, config: ForecastConfig, index: int) -> Tensor:
+    """All records of one task, float32 [max(units) + queries, c, h, w], as the world has them."""
     rng = torch.Generator().manual_seed(task_seed(config, index))
     if config.like == ANY:
         records = max(config.units) + config.queries
@@ -198,12 +199,12 @@ def draw_task(sampler: TaskSampler, config: ForecastConfig, index: int) -> Tenso
 
 
 def sample_tasks(
-    corpus: Corpus, config: ForecastConfig, shown: int, *, progress: Progress | None = None
+    world: World, config: ForecastConfig, shown: int, *, progress: Progress | None = None
 ) -> Tensor:
     """The first records of every task of a table, for people to look at.
 
     Args:
-        corpus: as in `make_tables`.
+        world: as in `make_tables`.
         config: with which the table was made.
         shown: records of each.
         progress: called with (tasks done, tasks in all).
@@ -211,7 +212,7 @@ def sample_tasks(
     Returns:
         float32 [T, shown, C, H, W].
     """
-    sampler, parts = TaskSampler(corpus, 1, config.mix), []
+    sampler, parts = world.tasks(1, config.mix), []
     for index in range(config.tasks):
         parts.append(draw_task(sampler, config, index)[:shown])
         if progress is not None:
@@ -221,7 +222,7 @@ def sample_tasks(
 
 def make_tables(
     bundle: Bundle,
-    corpus: Corpus,
+    world: World,
     config: ForecastConfig,
     folder: Path,
     *,
@@ -234,7 +235,7 @@ def make_tables(
 
     Args:
         bundle: whose forecast it is.
-        corpus: public; its validation split gives the tasks.
+        world: public data that the bundle was trained on; its validation split gives the tasks.
         config: see `ForecastConfig`.
         folder: of finished tasks, see `TaskFiles`.
         nonprivate: trains LoRA on records; the same as the benchmark's.
@@ -242,18 +243,19 @@ def make_tables(
         settings: of `nonprivate` and `measures`, so that other settings are measured anew.
         progress: called with (tasks done, tasks in all).
     """
+    mix = world.mix(config.mix)
     what = {
         "bundle": bundle.hash,
-        "corpus": corpus.digest,
-        "config": {**dataclasses.asdict(config), "tasks": None},
+        "corpus": world.digest,
+        "config": {**dataclasses.asdict(config), "tasks": None, "mix": dataclasses.asdict(mix)},
         "measures": sorted(measures),
         "settings": dict(settings),
     }
-    sampler = TaskSampler(corpus, 1, config.mix)
+    sampler = world.tasks(1, config.mix)
 
     def measure(index: int) -> Figures:
         return measure_task(
-            bundle, draw_task(sampler, config, index), config,
+            bundle, fit(draw_task(sampler, config, index), bundle.config.image_shape), config,
             nonprivate=nonprivate, measures=measures, seed=task_seed(config, index),
         )  # fmt: skip
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from hyperdp.errors import UsageError
 from hyperdp.pretrain.style import draw_style
 from hyperdp.pretrain.tasks import UNSEEN_SHARE, Rows, TaskSampler
+from hyperdp.pretrain.world import Tasks
 
 PEN = 0.6  # of the tasks of hands; the others bend the font's ink
 
 
 def draw_like(
-    sampler: TaskSampler,
+    sampler: Tasks,
     like: str,
     index: int,
     *,
@@ -43,8 +44,14 @@ def draw_like(
         float32 [N + Q, 1, 28, 28] in [-1, 1], the records first.
 
     Raises:
-        UsageError: there are fewer such tasks.
+        UsageError: there are fewer such tasks, or these are no glyphs.
     """
+    if not isinstance(sampler, TaskSampler):
+        raise UsageError(
+            expected="public glyphs, whose tasks can be like print or hand",
+            found="images of another kind",
+            todo="Leave --like out.",
+        )
     if like == "print":
         pool = _script(sampler, index)
         style = draw_style(1, rng, plain=1.0, pen=0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,9 @@ import torch
 from hyperdp.bundle import Bundle
 from hyperdp.encoder import clip
 from hyperdp.guard import Guard
-from hyperdp.pretrain.corpus import Corpus
+from hyperdp.pretrain.fitting import fit
 from hyperdp.pretrain.foreign import draw_foreign
-from hyperdp.pretrain.tasks import TaskMix, TaskSampler
+from hyperdp.pretrain.world import Tasks, World
 
 Progress = Callable[[int, int], None]
 Float = npt.NDArray[np.float64]
@@ -28,7 +28,7 @@ class GuardConfig:
     Attributes:
         reference: M, training tasks; calibration: N, held-out tasks; foreign: F, foreign sets.
         records: of each task.
-        mix: how often each kind of task is drawn.
+        mix: how often each kind of task is drawn, by the world's own names.
         seed: of the draws.
     """
 
@@ -36,7 +36,7 @@ class GuardConfig:
     calibration: int = 1200
     foreign: int = 800
     records: int = 384
-    mix: TaskMix = dataclasses.field(default_factory=TaskMix)
+    mix: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seed: int = 0
 
 
@@ -58,7 +58,7 @@ class TaskMeans:
 @torch.no_grad()
 def task_means(
     bundle: Bundle,
-    sampler: TaskSampler,
+    sampler: Tasks,
     count: int,
     records: int,
     rng: torch.Generator,
@@ -78,7 +78,7 @@ def task_means(
     k = bundle.config.embed_dim
     scatter = np.zeros((k, k))
     for index in range(count):
-        images = sampler.draw(1, records, rng)[0]  # [records, C, H, W]
+        images = fit(sampler.draw(1, records, rng)[0], bundle.config.image_shape)
         embedded = clip(bundle.encoder(images).float(), bundle.config.clip_norm)
         vectors = np.asarray(embedded.numpy(), dtype=np.float64)
         covariance = np.cov(vectors, rowvar=False)
@@ -103,13 +103,14 @@ def foreign_means(bundle: Bundle, config: GuardConfig) -> Float:
 
 
 def make_guard(
-    bundle: Bundle, corpus: Corpus, config: GuardConfig, progress: Progress | None = None
+    bundle: Bundle, world: World, config: GuardConfig, progress: Progress | None = None
 ) -> Guard:
     """The guard of a bundle.
 
     Args:
         bundle: whose encoder embeds.
-        corpus: public; its validation split gives the held-out tasks.
+        world: public data that the bundle was trained on; its validation split gives the held-out
+            tasks.
         config: see `GuardConfig`.
         progress: called with (tasks done, tasks in all).
     """
@@ -123,7 +124,7 @@ def make_guard(
                 progress(before + done, total)
 
         rng = torch.Generator().manual_seed(2 * config.seed + split)
-        sampler = TaskSampler(corpus, split, config.mix)
+        sampler = world.tasks(split, config.mix)
         parts.append(task_means(bundle, sampler, count, config.records, rng, tell))
     reference, calibration = parts
     return Guard(

@@ -15,8 +15,8 @@ from hyperdp.bundle import Bundle
 from hyperdp.encoder import clip
 from hyperdp.library import Library
 from hyperdp.lora import Weights
-from hyperdp.pretrain.corpus import Corpus
-from hyperdp.pretrain.tasks import TaskMix, TaskSampler
+from hyperdp.pretrain.fitting import fit
+from hyperdp.pretrain.world import World
 
 Progress = Callable[[int, int], None]
 Train = Callable[[Tensor, int], Weights]
@@ -30,19 +30,19 @@ class LibraryConfig:
     Attributes:
         tasks: M.
         records: of each task, for the mean and for LoRA.
-        mix: how often each kind of task is drawn.
+        mix: how often each kind of task is drawn, by the world's own names.
         seed: of the draws.
     """
 
     tasks: int = 64
     records: int = 2000
-    mix: TaskMix = field(default_factory=TaskMix)
+    mix: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
 
 
 def make_library(
     bundle: Bundle,
-    corpus: Corpus,
+    world: World,
     config: LibraryConfig,
     folder: Path,
     *,
@@ -54,7 +54,7 @@ def make_library(
 
     Args:
         bundle: whose φ takes the means.
-        corpus: public; its training split gives the tasks, as it gave those of ρ.
+        world: public; its training split gives the tasks, as it gave those of ρ.
         config: see `LibraryConfig`; more tasks can be asked for later.
         folder: of the library.
         train: trains LoRA on a task's records.
@@ -65,14 +65,15 @@ def make_library(
         UsageError: the folder holds a library of another bundle or of other settings.
     """
     own = {key: value for key, value in dataclasses.asdict(config).items() if key != "tasks"}
-    what = {"config": own, "corpus": corpus.digest, "train": dict(settings)}
+    own["mix"] = dataclasses.asdict(world.mix(config.mix))
+    what = {"config": own, "corpus": world.digest, "train": dict(settings)}
     library = Library.make(folder, bundle, what)
-    sampler = TaskSampler(corpus, 0, config.mix)
+    sampler = world.tasks(0, config.mix)
     for index in range(config.tasks):
         if index not in library:
             seed = 1_000_003 * config.seed + index  # a task's own: the same however far a run came
             rng = torch.Generator().manual_seed(seed)
-            images = sampler.draw(1, config.records, rng)[0]
+            images = fit(sampler.draw(1, config.records, rng)[0], bundle.config.image_shape)
             with torch.no_grad():
                 parts = [bundle.encoder(part).float() for part in torch.split(images, 256)]
             mean = clip(torch.cat(parts), bundle.config.clip_norm).mean(0)

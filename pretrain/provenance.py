@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hyperdp.errors import UsageError
 from hyperdp.manifest import MANIFEST
 from hyperdp.processes import processes
 
@@ -73,6 +74,24 @@ def training_record(
         "seconds": round(seconds),
         "curve": [json.loads(line) for line in log],
     }
+
+
+def check_corpus(bundle: Path, corpus: str) -> None:
+    """Raises UsageError where a bundle says that it was trained on other public data.
+
+    Args:
+        bundle: its folder; one from before bundles said so passes.
+        corpus: digest of the public data at hand.
+    """
+    file = bundle / TRAINING
+    trained = json.loads(file.read_bytes()).get("corpus") if file.is_file() else None
+    if trained not in {None, corpus}:
+        raise UsageError(
+            expected=f"the public data that the bundle in {bundle} was trained on",
+            found="other data",
+            todo="Name it with --corpus: `glyphs`, or the folder that `hyperdp pretrain images` "
+            "wrote.",
+        )
 
 
 def is_bundle_of(bundle: Path, recipe: dict[str, Any]) -> bool:

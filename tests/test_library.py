@@ -15,6 +15,7 @@ from hyperdp.library import Library
 from hyperdp.lora import adapters, describe_sites
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.library import LibraryConfig, make_library
+from hyperdp.pretrain.world import GlyphWorld
 from hyperdp.private.finetune import fresh_adapter
 from tests.worlds import tiny_bundle
 
@@ -37,7 +38,7 @@ def adapter(bundle, seed: int):
 
 
 def test_a_killed_library_goes_on_and_comes_out_the_same(bundle, tmp_path: Path):
-    config, corpus = LibraryConfig(tasks=3, records=20), open_sample()
+    config, corpus = LibraryConfig(tasks=3, records=20), GlyphWorld(open_sample())
     seen: list[int] = []
 
     def train(images: torch.Tensor, seed: int):
@@ -76,7 +77,7 @@ def test_a_mean_is_that_of_clipped_embeddings(bundle, tmp_path: Path):
 
     config = LibraryConfig(tasks=1, records=12)
     made = make_library(
-        bundle, open_sample(), config, tmp_path / "l", train=train, settings=SETTINGS
+        bundle, GlyphWorld(open_sample()), config, tmp_path / "l", train=train, settings=SETTINGS
     )
     with torch.no_grad():
         expected = clip(bundle.encoder(drawn[0]), bundle.config.clip_norm).mean(0)

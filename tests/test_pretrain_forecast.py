@@ -28,11 +28,12 @@ from hyperdp.pretrain.forecast import (
 from hyperdp.pretrain.foreign import draw_foreign
 from hyperdp.pretrain.guard import GuardConfig, make_guard
 from hyperdp.pretrain.task_files import TaskFiles
+from hyperdp.pretrain.world import GlyphWorld
 from tests.worlds import tiny_bundle
 
 
 def test_tables_go_on_after_a_kill_and_come_out_the_same(tmp_path: Path) -> None:
-    bundle, corpus = tiny_bundle(tmp_path / "tiny"), open_sample()
+    bundle, corpus = tiny_bundle(tmp_path / "tiny"), GlyphWorld(open_sample())
     config = ForecastConfig(tasks=3, units=(4, 16), noise_std=(1e-3, 1e-1), queries=8)
     trained: list[int] = []
 
@@ -113,13 +114,13 @@ def test_the_loss_is_the_same_for_the_same_adapter_and_differs_for_another(tmp_p
 def test_a_guard_of_the_sample_corpus_is_whole_and_small(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "tiny")
     config = GuardConfig(reference=12, calibration=10, foreign=9, records=16)
-    guard = make_guard(bundle, open_sample(), config)
+    guard = make_guard(bundle, GlyphWorld(open_sample()), config)
     assert guard.reference.shape == (12, 8) and guard.calibration.shape == (10, 8)
     assert guard.foreign.shape == (9, 8) and guard.spectra.shape == (10, 8)
     assert np.trace(guard.scatter) == pytest.approx(1.0)
     found = guard.p_value(guard.calibration[0], noise_std=0.01, units=16)
     assert 1 / 11 <= found <= 1
-    again = make_guard(bundle, open_sample(), config)
+    again = make_guard(bundle, GlyphWorld(open_sample()), config)
     np.testing.assert_array_equal(guard.calibration, again.calibration)
 
 
@@ -141,7 +142,7 @@ def test_levels_spread_from_the_least_to_the_most_at_equal_ratios() -> None:
 def test_the_picture_shows_the_very_records_that_were_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle, corpus = tiny_bundle(tmp_path / "tiny"), open_sample()
+    bundle, corpus = tiny_bundle(tmp_path / "tiny"), GlyphWorld(open_sample())
     config = ForecastConfig(tasks=9, units=(4, 16), noise_std=(1e-3, 1e-1), queries=8)
     seen: list[torch.Tensor] = []
 

@@ -15,6 +15,8 @@ from hyperdp.bundle import load_bundle
 from hyperdp.cli._app import run
 from hyperdp.cli.pretrain import app
 from hyperdp.errors import UsageError
+from hyperdp.forecast import load_forecast
+from hyperdp.pretrain.guard import GuardConfig, make_guard
 from hyperdp.pretrain.image_corpus import INDEX, ImageCorpus, open_images, write_images
 from hyperdp.pretrain.image_tasks import ImageTaskMix, ImageTaskSampler, ImageWorld, in_style
 from hyperdp.private.readers import open_dataset
@@ -240,6 +242,16 @@ def test_from_a_folder_of_ones_own_to_a_private_adapter(
     bundle = load_bundle(tmp_path / "hyper" / "bundle")
     assert bundle.config.image_shape == SHAPE
     told = json.loads((bundle.path / "training.json").read_bytes())
+    assert told["corpus"] == open_images(corpus).digest
+    know = ["pretrain", "forecast", str(bundle.path), "--no-guard", "--tasks", "9", "--levels", "2",
+            "--lora-steps", "2", "-n", "8", "-n", "16", "--work", str(tmp_path / "w")]  # fmt: skip
+    assert run([*know, "--corpus", "sample"]) == 2  # not what it was trained on
+    assert run([*know, "--corpus", str(corpus), "--like", "print"]) == 2
+    assert run([*know, "--corpus", str(corpus)]) == 0
+    assert load_forecast(bundle.path, bundle.hash).table("loss").units == [8, 16]
+    asked = GuardConfig(reference=9, calibration=9, foreign=9, records=12)
+    guard = make_guard(bundle, ImageWorld(open_images(corpus)), asked)
+    assert guard.calibration.shape == (9, bundle.config.embed_dim)
     assert told["recipe"]["mix"]["style"] == 0.3 and told["recipe"]["mix"]["label"] == 0.40
     words = ["private", str(tmp_path / "photos" / "label-0"), "--bundle", str(bundle.path),
              "--epsilon", "8", "--delta", "1e-5", "-o", str(tmp_path / "out")]  # fmt: skip

@@ -17,8 +17,8 @@ from hyperdp.forecast import FORECAST_FILE, load_forecast
 
 if TYPE_CHECKING:
     from hyperdp.forecast import Forecast
-    from hyperdp.pretrain.corpus import Corpus
     from hyperdp.pretrain.forecast import ForecastConfig
+    from hyperdp.pretrain.world import World
 
 SHOWN = 14  # records of each task in the picture
 
@@ -76,7 +76,11 @@ def forecast_command(
         ),
     ] = None,
     corpus: Annotated[
-        str, typer.Option(help="The public corpus: `glyphs`, or `sample`, which ships for tests.")
+        str,
+        typer.Option(
+            help="The public data of the bundle: `glyphs`, the folder that `hyperdp pretrain "
+            "images` wrote, or `sample`, which ships for tests."
+        ),
     ] = "glyphs",
     work: Annotated[
         Path,
@@ -111,7 +115,8 @@ def forecast_command(
         spread_levels,
     )
     from hyperdp.pretrain.guard import GuardConfig, make_guard
-    from hyperdp.pretrain.recipe import open_recipe_corpus
+    from hyperdp.pretrain.provenance import check_corpus
+    from hyperdp.pretrain.recipe import open_recipe_world
 
     check_picture(picture, "--picture")
     if not (guard or table or picture):
@@ -123,7 +128,8 @@ def forecast_command(
     loaded = on_device(load_bundle(bundle), device)
     folder = out if out is not None else loaded.path
     folder.mkdir(parents=True, exist_ok=True)
-    public = open_recipe_corpus({"corpus": corpus})
+    public = open_recipe_world({"corpus": corpus})
+    check_corpus(loaded.path, public.digest)
     config = ForecastConfig(
         tasks=tasks,
         like=like,
@@ -209,7 +215,7 @@ def _check_room(folder: Path, bundle_hash: str, like: str, *, fid: bool) -> None
         )
 
 
-def _draw(picture: Path, forecast: Forecast, public: Corpus, config: ForecastConfig) -> None:
+def _draw(picture: Path, forecast: Forecast, public: World, config: ForecastConfig) -> None:
     from hyperdp.eval.plan_picture import draw_tasks
     from hyperdp.pretrain.forecast import sample_tasks
 

@@ -18,6 +18,7 @@ from hyperdp.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hyperdp.bundle import Bundle
     from hyperdp.text_bundle import TextBundle
 
 FORMS = 8  # that a task of texts mixes
@@ -40,7 +41,11 @@ def hybrid_command(
     ] = None,
     tasks: Annotated[int, typer.Option(min=1, help="Held-out public tasks.")] = 6,
     corpus: Annotated[
-        str, typer.Option(help="The public corpus: `glyphs`, or `sample`, which ships for tests.")
+        str,
+        typer.Option(
+            help="The public data of the bundle: `glyphs`, the folder that `hyperdp pretrain "
+            "images` wrote, or `sample`, which ships for tests. Not for texts."
+        ),
     ] = "glyphs",
     microbatch: Annotated[int, typer.Option(min=1, help="Records in memory at once.")] = 32,
     work: Annotated[
@@ -81,7 +86,7 @@ def hybrid_command(
     public = (
         _text_tasks(loaded, tasks, search.records, seed)
         if isinstance(loaded, TextBundle)
-        else _image_tasks(corpus, tasks, search.records, seed)
+        else _image_tasks(loaded, corpus, tasks, search.records, seed)
     )
     began = time.monotonic()
     with counting_bar() as bar:
@@ -114,18 +119,21 @@ def hybrid_command(
     typer.echo(f"table in {table.save(folder)}")
 
 
-def _image_tasks(corpus: str, count: int, records: int, seed: int) -> Tasks:
-    """Held-out tasks of a corpus of images, float32 [records, C, H, W] each."""
+def _image_tasks(bundle: Bundle, corpus: str, count: int, records: int, seed: int) -> Tasks:
+    """Held-out tasks of public images, float32 [records, C, H, W] each."""
     import torch
 
-    from hyperdp.pretrain.recipe import open_recipe_corpus
-    from hyperdp.pretrain.tasks import TaskMix, TaskSampler
+    from hyperdp.pretrain.fitting import fit
+    from hyperdp.pretrain.provenance import check_corpus
+    from hyperdp.pretrain.recipe import open_recipe_world
 
-    sampler = TaskSampler(open_recipe_corpus({"corpus": corpus}), 1, TaskMix(everything=0.0))
+    world = open_recipe_world({"corpus": corpus})
+    check_corpus(bundle.path, world.digest)
+    sampler = world.tasks(1, {"everything": 0.0})
 
     def draw(index: int) -> Tensor:
         rng = torch.Generator().manual_seed(1_000_003 * seed + index)  # a task's own
-        return sampler.draw(1, records, rng)[0]
+        return fit(sampler.draw(1, records, rng)[0], bundle.config.image_shape)
 
     return {f"{corpus} {seed}-{index}": partial(draw, index) for index in range(count)}
 

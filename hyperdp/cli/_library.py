@@ -22,7 +22,11 @@ def library_command(
     lr: Annotated[float, typer.Option(help="Learning rate of LoRA.")] = 3e-3,
     rank: Annotated[int, typer.Option(min=1, help="Of the LoRAs.")] = 8,
     corpus: Annotated[
-        str, typer.Option(help="The public corpus: `glyphs`, or `sample`, which ships for tests.")
+        str,
+        typer.Option(
+            help="The public data of the bundle: `glyphs`, the folder that `hyperdp pretrain "
+            "images` wrote, or `sample`, which ships for tests."
+        ),
     ] = "glyphs",
     seed: Annotated[int, typer.Option(help="Of the draws of public tasks.")] = 0,
 ) -> None:
@@ -39,7 +43,8 @@ def library_command(
     from hyperdp.eval.study import lora_weights
     from hyperdp.lora import Weights
     from hyperdp.pretrain.library import LibraryConfig, make_library
-    from hyperdp.pretrain.recipe import open_recipe_corpus
+    from hyperdp.pretrain.provenance import check_corpus
+    from hyperdp.pretrain.recipe import open_recipe_world
     from hyperdp.private.finetune import FinetuneConfig
 
     loaded = load_bundle(bundle)
@@ -48,7 +53,8 @@ def library_command(
     def train(images: torch.Tensor, number: int) -> Weights:
         return lora_weights(loaded, images, finetune, seed=number)
 
-    public = open_recipe_corpus({"corpus": corpus})
+    public = open_recipe_world({"corpus": corpus})
+    check_corpus(loaded.path, public.digest)
     with counting_bar() as bar:
         shown = bar.add_task("library: tasks", total=tasks)
         made = make_library(
