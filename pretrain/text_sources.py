@@ -1,7 +1,10 @@
-"""Files of the packages that hyperdp stands on: code, data, pages, licences. No base has read them.
+"""Files of the packages that hyperdp stands on: code, data, pages, licences.
 
-Each sort of file of each part of a package is a topic, with layout, signs and words of its own: the
-true company of the made-up forms (`hyperdp.pretrain.text_forms`), as private documents are.
+No base has read most of them. Where a package's description or README is among the registers that
+a base did read, its METADATA and pages repeat lines of it; and licences stand word for word in
+several packages, some of them held out. Each sort of file of each part of a package is a topic,
+with layout, signs and words of its own: the true company of the made-up forms
+(`hyperdp.pretrain.text_forms`), as private documents are.
 """
 
 from __future__ import annotations

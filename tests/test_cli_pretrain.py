@@ -66,6 +66,11 @@ def test_public_digits_come_with_what_they_show(tmp_path: Path, monkeypatch: pyt
     opened = open_dataset(out, image_shape=(1, 28, 28), label_column="labels")
     labels = [record.label for record in opened.records()]
     assert sorted(labels) == sorted("0123456789" * 12)
+    plain = tmp_path / "digits.v2"
+    result = CliRunner().invoke(app, ["public", "--digits", "-n", "120", "-o", str(plain)])
+    assert result.output.split() == [f"{plain}.npz"] and Path(f"{plain}.npz").is_file()
+    wrong = ["public", "--texts", "text-sample", "-o", str(tmp_path / "x.npz")]
+    assert isinstance(CliRunner().invoke(app, wrong).exception, UsageError)
     both = ["public", "--digits", "--texts", "text-sample", "-o", str(tmp_path / "both")]
     assert isinstance(CliRunner().invoke(app, both).exception, UsageError)
 

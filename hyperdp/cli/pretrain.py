@@ -34,6 +34,11 @@ Steps = Annotated[
 ]
 
 
+def _npz(out: Path) -> Path:
+    """Where NumPy will write: it adds the ending where it is missing."""
+    return out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
+
+
 @app.command("corpus")
 def corpus_command() -> None:
     """Render the public corpus into the cache (needs the fonts: `make fonts`).
@@ -72,7 +77,7 @@ def held_out_command(
     from hyperdp.pretrain.corpus import open_corpus
     from hyperdp.pretrain.world import GlyphWorld
 
-    rng = torch.Generator().manual_seed(seed)
+    out, rng = _npz(out), torch.Generator().manual_seed(seed)
     images = GlyphWorld(open_corpus()).records(2 * records, 1, rng)
     pixels = to_uint8(images).transpose(0, 3, 1, 2)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +124,10 @@ def public_command(
             todo="Leave one of them out.",
         )
     if texts is not None:
+        if out.suffix == ".npz":
+            raise UsageError(
+                expected="a .jsonl to write documents to", found=str(out), todo="Correct --out."
+            )
         from hyperdp.pretrain.recipe import open_recipe_texts
         from hyperdp.pretrain.text_tasks import draw_public_texts
 
@@ -136,7 +145,8 @@ def public_command(
     from hyperdp.pretrain.digits import draw_digits
     from hyperdp.pretrain.tasks import draw_public
 
-    glyphs, rng = open_corpus(), torch.Generator().manual_seed(seed)
+    out, rng = _npz(out), torch.Generator().manual_seed(seed)
+    glyphs = open_corpus()
     labels: dict[str, Any] = {}
     if digits:
         images, shown = draw_digits(glyphs, 0, records, rng)
@@ -194,7 +204,8 @@ def digits_command(
     from hyperdp.pretrain.digits import draw_digits
     from hyperdp.pretrain.style import draw_style
 
-    corpus, rng = open_corpus(), torch.Generator().manual_seed(seed)
+    out, rng = _npz(out), torch.Generator().manual_seed(seed)
+    corpus = open_corpus()
     style = draw_style(1, rng, plain=0.0) if one_style else None
     arrays: dict[str, Any] = {}
     for name, split, size in (("pool", int(other_faces), count), ("reference", 1, held_out)):
