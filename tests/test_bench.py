@@ -207,7 +207,15 @@ def test_reweighted_adapters_are_measured_like_any_other(
 LEARNER = {"expected_batch": 4, "steps": 2, "rank": 2, "dims": 2, "lr": 0.1}
 
 
-@pytest.mark.parametrize("method", LEARNERS)
+# The others' steps are tried in the tests of learners; here it is the bench that is tried.
+QUICK = {"dpsgd", "prism"}
+STEPPED = [
+    method if method in QUICK else pytest.param(method, marks=pytest.mark.slow)
+    for method in LEARNERS
+]
+
+
+@pytest.mark.parametrize("method", STEPPED)
 def test_step_trained_learners_are_cells_like_any_other(
     config: BenchConfig, method: str, tmp_path: Path
 ):

@@ -50,7 +50,7 @@ def _alone(unit: str) -> np.ndarray:
     return total.to_vector()
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_workers_give_the_sums_of_one_process(count: int):
     with Workers(BUNDLE, count) as workers:
         for unit in UNITS:  # and the same workers serve twice
