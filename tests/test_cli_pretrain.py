@@ -29,6 +29,7 @@ from tests.worlds import tiny_bundle
     [
         (["held-out", "--records", "24"], "held-out.npz"),
         (["tasks", "--count", "1", "--records", "24"], "public-0-0.npz"),
+        (["tasks", "--count", "1", "--records", "24", "--unseen"], "unseen-0-0.npz"),
     ],
 )
 def test_public_sets_can_be_read_by_the_bench(

@@ -24,6 +24,14 @@ def tasks_command(
         int, typer.Option(min=2, help="Records in pool and reference each; of texts, in both.")
     ] = 2000,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    unseen: Annotated[
+        bool,
+        typer.Option(
+            "--unseen",
+            help="References of glyphs that the pool has none of, as `unseen-SEED-I.npz`: without "
+            "it a task of few glyphs may have the same images in both. Documents never have.",
+        ),
+    ] = False,
     texts: Annotated[
         bool, typer.Option("--texts", help="Documents, in forms that nothing was trained on.")
     ] = False,
@@ -33,7 +41,7 @@ def tasks_command(
 ) -> None:
     """Draw held-out public tasks, to choose hyper-parameters on.
 
-    Example: hyperdp pretrain tasks -o runs/tasks
+    Example: hyperdp pretrain tasks -o runs/tasks --unseen
 
     Example: hyperdp pretrain tasks --texts -n 2 --records 900 -o runs/text-tasks
     """
@@ -57,7 +65,8 @@ def tasks_command(
     rng = torch.Generator().manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        pixels = to_uint8(sampler.draw(1, 2 * records, rng)[0]).transpose(0, 3, 1, 2)
-        path = out / f"public-{seed}-{index}.npz"
+        images = sampler.draw(1, 2 * records, rng, unseen=records if unseen else 0)[0]
+        pixels = to_uint8(images).transpose(0, 3, 1, 2)
+        path = out / f"{'unseen' if unseen else 'public'}-{seed}-{index}.npz"
         np.savez_compressed(path, pool=pixels[:records], reference=pixels[records:])
         typer.echo(str(path))
