@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from hyperdp.bundle import load_bundle
+from hyperdp.cli._app import run
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval import bench as bench_module
 from hyperdp.eval import results as results_module
@@ -596,3 +597,12 @@ def test_the_classifier_reads_digits():
     zeros = data.reference[data.reference_labels == 0]
     assert model.share_read_as(zeros, 0) > 0.8
     assert model.share_read_as(zeros, 1) < 0.1
+
+
+@pytest.mark.parametrize("name", ["theory", "train-step", "release", "emission"])
+def test_table_only_measures_nothing_for_the_engine_either(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "rows.jsonl"
+    assert run(["bench", name, "--table-only", "-o", str(out)]) == 2
+    assert "--table-only" in capsys.readouterr().err and not out.exists()

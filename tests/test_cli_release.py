@@ -80,6 +80,7 @@ def test_public_records_train_the_adapters_on_and_cost_no_budget(
     words += ["--public-steps", "2"]
     for name in ("one", "two"):
         assert run([*words, "-o", str(tmp_path / name)]) == 0
+    assert "warning" not in capsys.readouterr().err
     for label in "012":
         plain, one, two = (load_peft(tmp_path / name / label) for name in ("plain", "one", "two"))
         assert all(torch.equal(one[site][1], two[site][1]) for site in one)
@@ -93,6 +94,12 @@ def test_public_records_train_the_adapters_on_and_cost_no_budget(
     assert run([*words, "-o", str(tmp_path / "few")]) == 2
     assert "at least 100 public records" in capsys.readouterr().err
     assert not (tmp_path / "few").exists()
+    np.savez(public, images=images)
+    assert run(["ledger", "set-cap", str(data), "-e", "20", "-d", "1e-4"]) == 0
+    assert spend("release", data, tmp_path / "plain-r", bundle) == 0
+    words[1] = str(tmp_path / "plain-r")
+    assert run([*words, "-o", str(tmp_path / "plainer")]) == 0
+    assert "labelled releases of images alone" in capsys.readouterr().err
 
 
 def test_json_is_one_object_of_noisy_facts(data, bundle, tmp_path, capsys):
@@ -112,7 +119,9 @@ def test_json_is_one_object_of_noisy_facts(data, bundle, tmp_path, capsys):
         assert json.loads((tmp_path / adapter / "adapter_config.json").read_text())["peft_type"]
 
 
-def test_dark_ink_on_white_paper_is_inverted_and_the_certificate_says_so(data, bundle, tmp_path):
+def test_dark_ink_on_white_paper_is_inverted_and_the_certificate_says_so(
+    data, bundle, tmp_path, capsys
+):
     """With hardly any noise, so that the releases' means tell what was embedded."""
     images = np.load(data)["images"] // 2  # dark, as noise alone is nearly its own negative
     means = {}
@@ -133,6 +142,12 @@ def test_dark_ink_on_white_paper_is_inverted_and_the_certificate_says_so(data, b
     gap = float((means["dark"] - means["light"]).abs().max())
     assert gap < 8 * noise
     assert float((means["as it is"] - means["light"]).abs().max()) > 20 * noise
+    # Steps that go on from it would read the same records the other way round.
+    capsys.readouterr()
+    words = ["fit", str(tmp_path / "dark.npz"), "--init", str(tmp_path / "dark"), "--size", "90"]
+    words += ["-e", "1", "-d", "1e-5", "-o", str(tmp_path / "fitted"), "-b", bundle]
+    assert run(words) == 2
+    assert "does not invert" in capsys.readouterr().err
 
 
 def test_private_tells_where_everything_is(data, bundle, tmp_path, capsys):
