@@ -499,6 +499,7 @@ def test_controls_are_what_the_bundle_says(config: BenchConfig, tmp_path: Path):
         assert len(draw_images(bundle, {}, replace(config.sampling, count=count), seed=3)) == count
 
 
+@pytest.mark.slow
 def test_every_method_of_the_small_recipe_has_its_rows(
     config: BenchConfig, tmp_path: Path, monkeypatch
 ):

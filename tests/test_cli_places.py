@@ -155,7 +155,8 @@ def test_a_killed_run_is_told_from_a_stranger_folder(
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 from hyperdp.private import release as module
 def add_up(*_, **__):
     print("reading", flush=True)

@@ -200,6 +200,7 @@ def test_training_on_fed_tasks_goes_on_bit_for_bit(
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_parts_of_a_start_are_taken_and_the_others_are_fresh(tmp_path: Path, base: Path):
     world = GlyphWorld(open_sample())
     first = train_hyper(_config(base), tmp_path / "first", world)
