@@ -134,6 +134,7 @@ def test_a_cell_may_have_settings_of_its_own(config):
             replace(config, at=[wrong])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_every_method_is_measured(config, tmp_path, monkeypatch):
     out = tmp_path / "rows.jsonl"
     honest = LabelledSet.measure

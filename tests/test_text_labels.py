@@ -179,6 +179,7 @@ def test_documents_are_embedded_by_the_encoder_of_the_bundle(bundle: TextBundle)
     assert (found[64:] == embed_batch(bundle.encoder, tokens[64:].numpy())).all()
 
 
+@pytest.mark.slow
 def test_every_method_is_measured_once_and_a_release_serves_all_its_readings(
     bundle: TextBundle, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
