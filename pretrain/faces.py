@@ -18,6 +18,18 @@ from fontTools.unicodedata import script as script_of
 from hyperdp.errors import DataError
 
 FONT_ROOT = Path("/usr/share/fonts/truetype")
+FURTHER_SCRIPTS = frozenset({"Hang", "Hani", "Hira", "Kana", "Bopo"})  # no Noto font above has any
+# One font of each design: Takao's and the proportional variants draw IPA's outlines once more.
+FURTHER_FONTS = (
+    "truetype/nanum/*.ttf",
+    "truetype/unfonts-core/*.ttf",
+    "truetype/baekmuk/*.ttf",
+    "truetype/vlgothic/VL-Gothic-Regular.ttf",
+    "truetype/wqy/*.ttc",
+    "truetype/arphic/*.ttc",
+    "opentype/ipafont-gothic/ipag.ttf",
+    "opentype/ipafont-mincho/ipam.ttf",
+)
 # Private test sets (DESIGN.md §8), ISO 15924 codes, and the sets reserved for acceptance.
 PRIVATE_SCRIPTS = frozenset({"Ethi", "Armn", "Khmr", "Beng"})
 RESERVED_SCRIPTS = frozenset({"Geor", "Geok", "Thai", "Gujr", "Hebr", "Taml"})  # excluded here
@@ -52,7 +64,7 @@ class Face:
         family: aenigma's faces of one family are never parted between training and validation; of
             a Noto family with several scripts, a script may be held out. Names tell families:
             two near copies under other names may be parted.
-        source: "noto" or "aenigma".
+        source: "noto", "aenigma" or "further".
         weight: CSS weight, 100–900.
         slant, serif, condensed: whether it is.
     """
@@ -141,9 +153,43 @@ def open_faces() -> list[Face]:
     return chosen
 
 
+def further_installed() -> bool:
+    """Whether a font of every pattern of `FURTHER_FONTS` is there."""
+    return all(any(FONT_ROOT.parent.glob(pattern)) for pattern in FURTHER_FONTS)
+
+
+def further_faces() -> list[Face]:
+    """The faces of scripts that the corpus has none of, for forecasts.
+
+    Raises:
+        DataError: a package of them is not installed.
+    """
+    root = FONT_ROOT.parent
+    if not further_installed():
+        raise DataError(
+            expected=f"fonts of {', '.join(sorted(FURTHER_SCRIPTS))} under {root}",
+            found="nothing at "
+            + ", ".join(pattern for pattern in FURTHER_FONTS if not any(root.glob(pattern))),
+            todo="Install them: `make fonts`.",
+        )
+    return [
+        Face(
+            path=str(path),
+            family=path.parent.name,
+            source="further",
+            weight=700 if path.stem.endswith(("Bold", "B")) else 400,
+            slant=False,
+            serif=False,
+            condensed=False,
+        )
+        for pattern in FURTHER_FONTS
+        for path in sorted(root.glob(pattern))
+    ]
+
+
 def characters_of(face: Face) -> list[tuple[str, str]]:
     """The (character, script) pairs of one face that enter the corpus."""
-    with TTFont(face.path, lazy=True) as font:
+    with TTFont(face.path, lazy=True, fontNumber=0) as font:  # a collection's first
         covered = sorted(font.getBestCmap() or {})
     if face.source == "aenigma":
         return [(c, "Latn") for c in ALPHANUMERIC if ord(c) in covered]
@@ -158,6 +204,8 @@ def characters_of(face: Face) -> list[tuple[str, str]]:
         ):
             continue
         by_script[name].append(char)
+    if face.source == "further":
+        return [(c, name) for name in sorted(FURTHER_SCRIPTS) for c in _spread(by_script[name])]
     latin = face.family in LATIN_FAMILIES
     pairs = [(c, "Latn") for c in ALPHANUMERIC if latin and ord(c) in covered]
     for name, chars in by_script.items():
@@ -166,8 +214,11 @@ def characters_of(face: Face) -> list[tuple[str, str]]:
             name == "Zyyy" and not re.search("Symbols|Math|Music", face.family)
         ):
             continue
-        keep = np.unique(
-            np.linspace(0, len(chars) - 1, min(GLYPHS_PER_SCRIPT, len(chars))).round().astype(int)
-        )
-        pairs += [(chars[i], name) for i in keep]
+        pairs += [(c, name) for c in _spread(chars)]
     return pairs
+
+
+def _spread(chars: list[str]) -> list[str]:
+    """At most `GLYPHS_PER_SCRIPT` of them, at equal distances."""
+    keep = np.linspace(0, len(chars) - 1, min(GLYPHS_PER_SCRIPT, len(chars))).round().astype(int)
+    return [chars[i] for i in np.unique(keep)]

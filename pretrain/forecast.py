@@ -24,8 +24,9 @@ from hyperdp.forecast import ANY, ForecastTable
 from hyperdp.guard import COUNT_WEIGHT
 from hyperdp.lora import Weights, adapters
 from hyperdp.pretrain.fitting import fit
-from hyperdp.pretrain.forecast_kinds import draw_like
+from hyperdp.pretrain.forecast_kinds import draw_like, kind_sampler
 from hyperdp.pretrain.task_files import Figures, Progress, TaskFiles
+from hyperdp.pretrain.tasks import TaskSampler
 from hyperdp.pretrain.world import Tasks, World
 
 LEVELS = 5e-4, 0.2  # the least and the most noise in a mean: ε = 8 of 2,000, ε = 0.2 of 100
@@ -212,7 +213,7 @@ def sample_tasks(
     Returns:
         float32 [T, shown, C, H, W].
     """
-    sampler, parts = world.tasks(1, config.mix), []
+    sampler, parts = kind_sampler(world, config.like, config.mix), []
     for index in range(config.tasks):
         parts.append(draw_task(sampler, config, index)[:shown])
         if progress is not None:
@@ -251,7 +252,9 @@ def make_tables(
         "measures": sorted(measures),
         "settings": dict(settings),
     }
-    sampler = world.tasks(1, config.mix)
+    sampler = kind_sampler(world, config.like, config.mix)
+    if isinstance(sampler, TaskSampler) and config.like != ANY:
+        what["glyphs"] = sampler.corpus.digest  # print has scripts that the corpus has not
 
     def measure(index: int) -> Figures:
         return measure_task(

@@ -11,6 +11,7 @@ from hyperdp.pretrain.corpus import Corpus, open_corpus
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.image_corpus import INDEX, open_images
 from hyperdp.pretrain.image_tasks import ImageWorld
+from hyperdp.pretrain.printed import open_further_scripts
 from hyperdp.pretrain.text_corpus import TextCorpus, open_text_corpus, open_text_sample
 from hyperdp.pretrain.text_forms import open_formed_corpus, open_unread_corpus
 from hyperdp.pretrain.text_registers import open_wide_corpus
@@ -87,7 +88,8 @@ def open_recipe_world(values: dict[str, Any]) -> World:
     if (Path(name) / INDEX).is_file():
         del values["corpus"]
         return ImageWorld(open_images(Path(name)))
-    return GlyphWorld(open_recipe_corpus(values))
+    further = open_further_scripts if name == "glyphs" else None
+    return GlyphWorld(open_recipe_corpus(values), further)
 
 
 def open_recipe_texts(values: dict[str, Any]) -> TextCorpus:

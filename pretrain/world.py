@@ -5,7 +5,7 @@ A world is either the glyphs (`GlyphWorld`) or images of one's own (`pretrain.im
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -68,10 +68,11 @@ class GlyphWorld:
 
     Args:
         corpus: of them.
+        further_scripts: opens glyphs of scripts that the corpus has none of, for forecasts.
     """
 
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
+    def __init__(self, corpus: Corpus, further_scripts: Callable[[], Corpus] | None = None) -> None:
+        self.corpus, self.further_scripts = corpus, further_scripts
         self._rows: dict[int, RowSampler] = {}
 
     @property

@@ -18,12 +18,14 @@ from hyperdp.eval.private_sets import PRIVATE_SETS
 from hyperdp.forecast import ANY, Forecast, load_forecast
 from hyperdp.forecast import LIKE as KINDS
 from hyperdp.pretrain import forecast as pretrain_forecast
+from hyperdp.pretrain import printed
 from hyperdp.pretrain.corpus import Corpus
 from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.forecast import DEFAULT_UNITS, ForecastConfig, draw_task
-from hyperdp.pretrain.forecast_kinds import draw_like
+from hyperdp.pretrain.forecast_kinds import draw_like, kind_sampler
 from hyperdp.pretrain.style import Style
 from hyperdp.pretrain.tasks import UNSEEN_SHARE, Rows, TaskMix, TaskSampler
+from hyperdp.pretrain.world import GlyphWorld
 from tests.test_plan import SPEC, _rows, _table
 from tests.worlds import tiny_bundle
 
@@ -54,10 +56,10 @@ def _with_letters(corpus: Corpus) -> Corpus:
 def test_each_held_out_script_is_one_printed_task_and_no_glyph_of_it_is_record_and_query() -> None:
     corpus = open_sample()
     sampler = Watched(corpus, 1, MIX)
-    many = [p for p in sampler.scripts.values() if len(np.unique(corpus.face[p])) > 1]
+    many = [k for k, p in sampler.scripts.items() if len(np.unique(corpus.face[p])) > 1]
     assert many and len(sampler.scripts) > len(many)  # scripts of several faces, and of one
     seen = []
-    for index in range(len(sampler.scripts)):
+    for index in range(len(many)):
         rng = torch.Generator().manual_seed(index)
         images = draw_like(sampler, "print", index, records=400, queries=200, rng=rng)
         assert images.shape == (600, 1, 28, 28) and images.abs().max() <= 1
@@ -66,18 +68,58 @@ def test_each_held_out_script_is_one_printed_task_and_no_glyph_of_it_is_record_a
         seen.append(script)
         assert (corpus.split[rows] == 1).all()
         assert not style.pen.any() and not style.rotation_std.any() and not style.elastic.any()
-        shared = {*rows[:400].tolist()} & {*rows[400:].tolist()}
-        pool = sampler.scripts[script]
-        if len(np.unique(corpus.face[pool])) > 1:
-            assert not shared
-            assert len({*rows[400:].tolist()}) <= round(len(pool) * UNSEEN_SHARE)
-        else:
-            assert shared == {*pool.tolist()}
-    assert len({*seen}) == len(seen) == len(sampler.scripts)
+        assert not {*rows[:400].tolist()} & {*rows[400:].tolist()}
+        assert len({*rows[400:].tolist()}) <= round(len(sampler.scripts[script]) * UNSEEN_SHARE)
+    assert len({*seen}) == len(seen) and {*seen} == {*many}
     sizes = [len(sampler.scripts[script]) for script in seen]
     assert sizes == sorted(sizes, reverse=True)
     with pytest.raises(UsageError, match=f"at most {len(seen)} tasks"):
         draw_like(sampler, "print", len(seen), records=4, queries=2, rng=rng)
+
+
+def test_scripts_of_further_fonts_are_printed_tasks_beside_the_held_out_ones() -> None:
+    corpus = open_sample()
+    names = {
+        "script": ["Hang", "Latn", "Bopo"],
+        "family": ["nanum"],
+        "face": ["NanumGothic", "UnBatang"],
+        "char": ["가", "a", "ㄅ"],
+    }
+    script = np.repeat([0, 1, 2], [60, 40, 30]).astype(np.int32)
+    face = np.arange(130, dtype=np.int32) % 2
+    face[script == 2] = 1  # one face: no task
+    ink = np.random.default_rng(0).integers(0, 255, (130, 48, 48)).astype(np.uint8)
+    ink[1] = ink[0]
+    other = {name: getattr(corpus, name)[:130] for name in ("weight", "slant", "serif")}
+    further = Corpus(
+        ink=ink, skeleton=ink, script=script, face=face, char=script.copy(),
+        family=np.zeros(130, dtype=np.int32), condensed=other["slant"],
+        split=np.zeros(130, dtype=np.int8), names=names, **other,
+    )  # fmt: skip
+    distinct = printed._distinct(further)
+    assert len(distinct) == 129 and distinct.split.all()
+    alone = kind_sampler(GlyphWorld(corpus), "print", {})
+    sampler = kind_sampler(GlyphWorld(corpus, lambda: distinct), "print", {})
+    assert isinstance(alone, TaskSampler) and isinstance(sampler, TaskSampler)
+    found = sampler.corpus
+
+    def scripts(of: TaskSampler) -> dict[str, int]:
+        return {of.corpus.names["script"][k]: len(rows) for k, rows in of.scripts.items()}
+
+    held = scripts(TaskSampler(corpus, 1, MIX))
+    several = {name: count for name, count in held.items() if name in scripts(alone)}
+    assert scripts(alone) == several and len(several) < len(held)
+    latin = several.get("Latn", 0) + 40
+    assert scripts(sampler) == {**several, "Hang": 59, "Latn": latin}
+    assert found.split.all() and sampler.corpus.digest != alone.corpus.digest
+    last = found.ink[len(alone.corpus) :]
+    assert (last == distinct.ink[distinct.script != 2]).all()  # rows and their names go together
+    assert {found.names["char"][c] for c in found.char[-40:]} == {"a"}
+    assert {found.names["face"][f] for f in found.face[-40:]} == {"NanumGothic", "UnBatang"}
+    # Of other kinds, and of data that has no further scripts, nothing changes.
+    assert kind_sampler(GlyphWorld(corpus, lambda: distinct), "any", {}).content_classes == (
+        TaskSampler(corpus, 1, TaskMix()).content_classes
+    )
 
 
 def test_hands_take_turns_at_digits_and_letters_and_are_never_the_plain_ink() -> None:

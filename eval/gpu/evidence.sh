@@ -5,7 +5,8 @@
 #
 #     eval/gpu/evidence.sh [OUT]
 #
-# PROCESSES at a time, for SECONDS_MOST at most; PARTS out of `curves forecast labelled`. On a GPU the
+# PROCESSES at a time, for SECONDS_MOST at most; PARTS out of `curves forecast labelled`, RECIPES of the
+# labelled ones out of `quick fashion`, TASKS of the forecast for data of any kind. On a GPU the
 # processes share it through CUDA's multi-process service, without which they wait for each other.
 # First: hyperdp pretrain corpus, and hyperdp pretrain digits -o runs/digits.npz. SMALL=1 measures one
 # small cell, without a GPU. Ends with 1 where a process failed and 124 where the time was up.
@@ -47,13 +48,13 @@ curves() {
 
 labelled() {
   local recipe methods n seed
-  for recipe in quick fashion; do
+  for recipe in ${RECIPES:-quick fashion}; do
     echo "labelled labelled-$recipe --method public_only -o @/labelled-$recipe.jsonl"
     methods="--method nonprivate --method dpsgd --method dpsgd_from_public --method hyper \
 --method dpsgd_lora"
     [ "$recipe" = fashion ] || methods+=" --method reweighted --method reweighted_and_public \
 --method reweighted_by_class --method reweighted_by_class_and_public"
-    for n in 500 2000 $([ "$recipe" = quick ] || echo 5000); do
+    for n in $([ "$recipe" = quick ] || echo 5000) 2000 500; do
       for seed in 0 1 2; do
         echo "labelled labelled-$recipe -n $n --seed $seed $methods -o @/labelled-$recipe.jsonl"
       done
@@ -61,11 +62,13 @@ labelled() {
   done
 }
 
-forecast() {
+forecast() { # several processes share the tasks of a kind
   local process
   for process in 1 2 3 4; do
-    echo "pretrain forecast $bundle --no-guard --fid --samples 500 --tasks 18 \
---work @/tasks -o @/forecast-$process"
+    echo "pretrain forecast $bundle --no-guard --fid --samples 500 --levels 4 -n 64 -n 2048 \
+--tasks 9 --like print --work @/tasks -o @/forecast-print-$process"
+    echo "pretrain forecast $bundle --no-guard --fid --samples 500 --levels 4 -n 64 -n 2048 \
+--tasks ${TASKS:-24} --work @/tasks -o @/forecast-any-$process"
   done
 }
 
