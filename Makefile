@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install fonts texts demo test lint format dist clean
+.PHONY: help install fonts forecast-fonts texts demo test lint format dist clean
 
 PYTHON ?= python3
 OUT ?= out/demo
@@ -25,7 +25,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 install: $(STAMP) ## make .venv with hyperdp and all it needs in it
 
@@ -43,7 +43,12 @@ fonts: ## install open fonts and Fashion-MNIST (Debian, Ubuntu); demo and test d
 	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	$$sudo apt-get update -qq; \
 	DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends \
-	  fonts-noto-core fonts-noto-extra fonts-aenigma dataset-fashion-mnist \
+	  fonts-noto-core fonts-noto-extra fonts-aenigma dataset-fashion-mnist
+
+forecast-fonts: ## install fonts of further scripts (Debian, Ubuntu), for forecasts of print alone
+	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	$$sudo apt-get update -qq; \
+	DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends \
 	  fonts-nanum fonts-unfonts-core fonts-baekmuk fonts-vlgothic fonts-wqy-microhei fonts-wqy-zenhei \
 	  fonts-arphic-uming fonts-arphic-ukai fonts-ipafont-gothic fonts-ipafont-mincho
 

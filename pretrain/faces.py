@@ -170,7 +170,7 @@ def further_faces() -> list[Face]:
             expected=f"fonts of {', '.join(sorted(FURTHER_SCRIPTS))} under {root}",
             found="nothing at "
             + ", ".join(pattern for pattern in FURTHER_FONTS if not any(root.glob(pattern))),
-            todo="Install them: `make fonts`.",
+            todo="Install them: `make forecast-fonts` (Debian, Ubuntu).",
         )
     return [
         Face(
