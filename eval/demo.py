@@ -133,6 +133,7 @@ def run_demo(config: DemoConfig, out: Path, stage: Stage) -> DemoResult:
             found=str(out),
             todo="Choose another --out, or remove it: releases are never overwritten.",
         )
+    PrivacyBudget(epsilon=config.epsilon, delta=config.delta)  # checked before anything is written
     out.mkdir(parents=True, exist_ok=True)
     result = DemoResult(bundle=load_bundle(config.bundle))
     data = load_private_set(PRIVATE_SET)

@@ -67,6 +67,12 @@ def text_cells(config: TextBenchConfig, sizes: dict[str, int]) -> Iterator[Cell]
                         yield Cell(private_set=name, method=method, n=n, epsilon=epsilon, seed=seed)
 
 
+def methods_of(config: TextBenchConfig) -> tuple[str, ...]:
+    """Every method that a recipe has cells of."""
+    public = (SHARED, REWEIGHTED) if config.public else ()
+    return (*REFERENCES, *public, "hyper", "other_task", *config.fits, *config.hybrids)
+
+
 class TextBench:
     """Measures the cells of one recipe.
 
@@ -135,7 +141,7 @@ class TextBench:
     def _read(
         self, cell: Cell, tokens: Tensor, budget: PrivacyBudget, progress: Progress | None
     ) -> Weights:
-        """What a method makes of a release; one for all, so that what differs is the method."""
+        """What a method makes of a release; one for all that one run measures."""
         key = (cell.private_set, cell.n, cell.epsilon, cell.seed)
         if key not in self._releases:
             self._releases[key] = release_documents(self.bundle, tokens, budget)

@@ -107,6 +107,7 @@ def run_text_demo(
             found=str(out),
             todo="Choose another --out, or remove it: releases are never overwritten.",
         )
+    budget = PrivacyBudget(epsilon=config.epsilon, delta=config.delta)  # before anything is written
     bundle = open_text_bundle(config.bundle)
     mails = load_text_set(PRIVATE_SET) if data is None else data
     stages: list[tuple[str, float]] = []
@@ -125,7 +126,7 @@ def run_text_demo(
     )
     path.write_text("".join(rows), encoding="utf-8")
     with timed(f"release of {config.n:,} mails"):
-        made = _release(bundle, path, out / "release", config)
+        made = _release(bundle, path, out / "release", budget)
     with timed("emit"):
         [folder] = emit_adapter(out / "release", bundle, out / "adapter")
     level = float(made.mean_noise_std()[0])
@@ -155,12 +156,12 @@ def run_text_demo(
     return result
 
 
-def _release(bundle: TextBundle, path: Path, folder: Path, config: TextDemoConfig) -> Release:
+def _release(bundle: TextBundle, path: Path, folder: Path, budget: PrivacyBudget) -> Release:
     dataset = open_text_dataset(path, encode=bundle.base.tokenizer.encode)
     return release(
         dataset.records(),
         bundle=bundle,
-        budget=PrivacyBudget(epsilon=config.epsilon, delta=config.delta),
+        budget=budget,
         ledger=Ledger(folder.parent / "ledger.db"),
         out=folder,
         # A dataset has one ledger, and each demo has a new one.

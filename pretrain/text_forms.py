@@ -201,8 +201,9 @@ def unseen_forms(count: int, each: int, *, forms: int = 1, seed: int = 0) -> dic
         if one.held_out:
             by_form.setdefault(one.topic, []).append(one.text)
     pools = list(by_form.values())
+    name = f"forms-{forms}" if seed == 0 else f"forms-{forms}-seed{seed}"
     return {
-        f"forms-{forms}-{task}": [
+        f"{name}-{task}": [
             text
             for texts in zip(*pools[task * forms : (task + 1) * forms], strict=True)
             for text in texts

@@ -77,31 +77,32 @@ def test_documents_of_a_labelled_release_from_the_command_line(
     monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "config"))
     rows = [
         {"text": f"{word} " * 12, "kind": kind}
-        for kind, word in (("ham", "meeting at noon"), ("spam", "win money now"))
+        for kind, word in (("not spam", "meeting at noon"), ("spam", "win money now"))
         for _ in range(20)
     ]
     data = tmp_path / "mails.jsonl"
     data.write_text("\n".join(json.dumps(row) for row in rows))
     made, adapters = str(tmp_path / "release"), str(tmp_path / "adapters")
     assert run(["release", str(data), "-o", made, "-b", "text-tiny", "--epsilon", "8", "-d", "1e-5",
-                "--text-column", "text", "--label-column", "kind", "--classes", "ham,spam",
+                "--text-column", "text", "--label-column", "kind", "--classes", "not spam,spam",
                 "--ledger", str(tmp_path / "ledger.json")]) == 0  # fmt: skip
     assert run(["emit", made, "-o", adapters, "-b", "text-tiny"]) == 0
     capsys.readouterr()
     words = ["sample", adapters, "-b", "text-tiny", "--json"]
     assert run([*words, "-n", "4", "-o", str(tmp_path / "all")]) == 0
-    assert json.loads(capsys.readouterr().out)["texts"] == {"ham": 4, "spam": 4}
+    assert json.loads(capsys.readouterr().out)["texts"] == {"not_spam": 4, "spam": 4}  # folders
     chosen = ["--release", made, "--candidates", "2", "-o", str(tmp_path / "chosen")]
     assert run([*words, "-n", "2", *chosen]) == 0
     drawn, kept = (
         [json.loads(line) for line in (tmp_path / name / "texts.jsonl").open(encoding="utf-8")]
         for name in ("all", "chosen")
     )
-    assert [line["label"] for line in kept] == ["ham", "ham", "spam", "spam"]
+    # What stands in the file is the class, as the data had it.
+    assert [line["label"] for line in kept] == ["not spam", "not spam", "spam", "spam"]
     texts = [line["text"] for line in drawn]
     assert len(set(texts)) == 8 and {line["text"] for line in kept} < set(texts)
     assert run([*words, "--candidates", "2", "-o", str(tmp_path / "alone")]) == 2
     assert "--release" in capsys.readouterr().err
-    assert run(["sample", f"{adapters}/ham", "-b", "text-tiny", "--release", made,
+    assert run(["sample", f"{adapters}/not_spam", "-b", "text-tiny", "--release", made,
                 "--candidates", "2", "-o", str(tmp_path / "one")]) == 2  # fmt: skip
     assert not (tmp_path / "one").exists() and not (tmp_path / "alone").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -318,6 +319,37 @@ def test_a_public_task_is_a_set_by_its_file(tmp_path: Path):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
     found = load_text_set(str(path))
     assert found.name == str(path) and sorted(found.pool + found.reference) == sorted(DOCUMENTS)
+    for name in ("brown-tasks/a.jsonl", str(path)):  # a file, whatever its path begins with
+        assert text_sets.edition_of(name) == found.edition == 1
+    path.write_text("".join(json.dumps({"text": f"{i}\u2028b"}, ensure_ascii=False) + "\n"
+                            for i in range(40)), encoding="utf-8")  # fmt: skip
+    found = load_text_set(str(path))
+    assert len(found.pool + found.reference) == 40  # a line ends at a line feed, and nowhere else
+    path.write_text('{"text": "a"}\n{"body": "b"}\n')
+    with pytest.raises(DataError, match="KeyError in line 2"):
+        load_text_set(str(path))
+    path.write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match="enough for a pool and a reference"):
+        load_text_set(str(path))
+
+
+def test_a_page_keeps_the_sets_that_are_not_asked_for(
+    bundle: TextBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(
+        text_sets.TEXT_SETS, "other", lambda: split_documents("other", "", DOCUMENTS)
+    )
+    path = recipe(tmp_path, bundle)
+    path.write_text(path.read_text().replace('["toy"]', '["toy", "other"]'))
+    rows, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    page.write_text("<!-- table:toy -->\n<!-- /table:toy -->\n")
+    words = ["bench", str(path), "-o", str(rows), "--into", str(page), "--method", "base"]
+    assert run(words) == 0
+    both = page.read_text()
+    assert "| toy | base" in both and "| other | base" in both
+    for more in ([], ["--table-only"]):
+        assert run([*words, "--private-set", "toy", *more]) == 0
+        assert page.read_text() == both
 
 
 def test_secrets_are_planted_among_the_documents(bundle: TextBundle, tmp_path: Path):
@@ -333,7 +365,13 @@ def test_a_recipe_says_what_is_wrong_with_it(bundle: TextBundle, tmp_path: Path)
     path = recipe(tmp_path, bundle)
     with pytest.raises(UsageError, match="private sets"):
         read_text_recipe(path, ["other"])
-    path.write_text(path.read_text().replace("seeds", "sead"))
+    assert run(["bench", str(path), "--method", "hypr", "-o", str(tmp_path / "no.jsonl")]) == 2
+    assert not (tmp_path / "no.jsonl").exists()
+    whole = path.read_text()
+    path.write_text(whole.replace("seeds = [0, 1]", "seeds = []"))
+    with pytest.raises(UsageError, match="one or more of seeds"):
+        read_text_recipe(path)
+    path.write_text(whole.replace("seeds", "sead"))
     with pytest.raises(UsageError, match="sead"):
         read_text_recipe(path)
     assert text_recipe_path("glyphs-gain") is None
@@ -379,11 +417,16 @@ def test_the_demo_leads_from_mail_to_messages_and_a_page(
     monkeypatch.setattr(text_demo, "PRIVATE_SET", "toy")
     monkeypatch.setattr(text_demo.TextDemoConfig, "__init__", _smaller(text_demo.TextDemoConfig))
     out = tmp_path / "demo"
+    assert run(["demo", "--text", "--out", str(out), "--epsilon", "0"]) == 2
+    assert not out.exists()  # nothing private lies there, and the name is free
+    typed = ["demo", "--text", "--bundle", "a bundle", "--epsilon", "8"]
+    monkeypatch.setattr(sys, "argv", ["hyperdp", *typed])  # what the page says was typed
     words = ["demo", "--text", "--out", str(out), "--bundle", str(bundle.path)]
     assert run([*words, "--epsilon", "8", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert set(told["perplexity"]) == set(text_demo.LABELS)
     page = (out / "report.html").read_text()
+    assert "hyperdp demo --text --bundle &#39;a bundle&#39; --epsilon 8" in page
     assert "ε = 8" in page and "do not publish" in page and "http" not in page
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
     assert (out / "messages-hyper.txt").read_text().count("-----") == 9

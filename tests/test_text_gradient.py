@@ -393,7 +393,9 @@ def test_tasks_to_tune_on_are_of_forms_and_passages_that_no_training_has(tmp_pat
         f"form/{i:03d}" for i in (18, 24, 30, 18, 24)
     ]
     assert not form_of.keys() & {one.text for one in in_forms(plain, count=36, each=2)}
-    assert text_forms.unseen_forms(1, 5, seed=1) != text_forms.unseen_forms(1, 5)
+    others = text_forms.unseen_forms(2, 5, forms=3, seed=1)
+    assert not others.keys() & tasks.keys()  # files of one seed do not take another's place
+    assert not {*others["forms-3-seed1-0"]} & {*tasks["forms-3-0"]}
 
 
 def test_a_start_is_taken_again_unless_rho_has_another_shape(

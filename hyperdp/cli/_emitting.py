@@ -73,7 +73,7 @@ def next_step(bundle: Bundle | TextBundle, adapter: Path) -> str:
     from hyperdp.text_bundle import MODEL, TextBundle
 
     if isinstance(bundle, TextBundle):
-        words = command("sample", adapter, *bundle_words(bundle), "-o", "DOCUMENTS.jsonl")
+        words = command("sample", adapter, *bundle_words(bundle), "-o", "DOCUMENTS")
         return f"Next: {words}, or load it with peft over the base model in {bundle.path / MODEL}."
     words = command("sample", adapter, *bundle_words(bundle), "-o", "IMAGES")
     return f"Next: {words}, or load it with peft and diffusers."

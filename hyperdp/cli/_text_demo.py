@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +39,7 @@ def text_demo(out: Path, bundle: str, *, epsilon: float, seed: int, as_json: boo
     began = time.monotonic()
     config = TextDemoConfig(bundle=bundle, epsilon=epsilon, seed=seed)
     result = run_text_demo(config, out, stage)
-    command = f"hyperdp demo --text --out {out}"
+    command = shlex.join(["hyperdp", *sys.argv[1:]])
     page = write_text_report(result, config, out / "report.html", command=command)
     if as_json:
         seconds = time.monotonic() - began

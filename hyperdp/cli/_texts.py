@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ def write_texts(
     temperature: float,
     release: Path | None,
     candidates: int,
+    labels: Mapping[str, str],
 ) -> dict[str, int]:
     """Writes documents and, of a labelled release, what class each is of.
 
@@ -59,9 +61,10 @@ def write_texts(
         temperature: of the softmax.
         release: a labelled release to choose by; None without candidates.
         candidates: times `count` documents to choose from.
+        labels: folder of an adapter → its class, where that is another word.
 
     Returns:
-        Class, or ".", → how many were written.
+        Folder, or ".", → how many were written.
     """
     from hyperdp.lora import attach_peft
 
@@ -85,7 +88,8 @@ def write_texts(
     with (out / FILE).open("w", encoding="utf-8") as file:
         for name, group in zip(sources, groups, strict=True):
             for text in group:
-                line = {"text": text, "label": name} if name else {"text": text}
+                label = {"label": labels.get(name, name)} if name else {}
+                line = {"text": text, **label}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return {name or ".": len(group) for name, group in zip(sources, groups, strict=True)}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +85,7 @@ def demo_command(
 
         result = run_demo(config, out, stage)
         finish()
-    report = demo_report(result, config, command=f"hyperdp demo --out {out}")
+    report = demo_report(result, config, command=shlex.join(["hyperdp", *sys.argv[1:]]))
     page = write_report(report, out / "report.html")
     if as_json:
         figures = {"fid": result.fid, "kid": result.kid, "seconds": time.monotonic() - began}

@@ -97,7 +97,7 @@ def sample_command(
         check_selection(release, candidates, sources)
         wrote = write_texts(
             loaded, sources, out, count=count, seed=seed, temperature=temperature,
-            release=release, candidates=candidates,
+            release=release, candidates=candidates, labels=_classes(adapter),
         )  # fmt: skip
         found = {"out": str(out), "texts": wrote}
         typer.echo(json.dumps(found) if as_json else f"{sum(wrote.values())} texts in {out}")
@@ -129,6 +129,16 @@ def sample_command(
         typer.echo(json.dumps({"out": str(out), "images": written}))
     else:
         typer.echo(f"{sum(written.values())} images in {out}")
+
+
+def _classes(folder: Path) -> dict[str, str]:
+    """Folder → class, of the adapters of a labelled release; {} where no certificate tells."""
+    from hyperdp.certificate import CERTIFICATE_FILE
+    from hyperdp.private.emit import class_folders
+
+    file = folder / CERTIFICATE_FILE
+    names = json.loads(file.read_bytes()).get("classes") if file.is_file() else None
+    return dict(zip(class_folders(names), names, strict=True)) if names else {}
 
 
 def _check_made_with(folder: Path, bundle: Bundle | TextBundle) -> None:
