@@ -2,7 +2,8 @@
 
 A set is split once, by document and with a fixed seed, into a pool that private documents are
 drawn from and a reference that perplexity is taken on. What opens as a document of the pool does,
-as a mail to many, is in no reference: a bundle reads the first 96 tokens, and would have seen it.
+as a mail to many, is in no reference: a bundle reads the first 96 tokens, and would have seen it;
+nor is a mail of which half stands in one of the pool, as a reply quotes and a template repeats.
 No public corpus has a copy of any of them, but with other line breaks it has some fortunes
 (docs/benchmarks.md says how many); the hard ham of SpamAssassin is reserved and never opened. What
 a base model that was trained elsewhere has seen of them is unknown.
@@ -11,17 +12,17 @@ a base model that was trained elsewhere has seen of them is unknown.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from hyperdp.errors import DataError, UsageError
 from hyperdp.eval.mails import mail_body
+from hyperdp.eval.near_copies import opening, without_near_copies
 from hyperdp.packages import BROWN, FORTUNES, MAILS, npm_package
 from hyperdp.passages import (
     PRIVATE_GENRES,
@@ -34,7 +35,7 @@ from hyperdp.passages import (
 SPLIT_SEED = 20251123
 MAIL_GROUPS = {"easy-ham-1": "ham", "easy-ham-2": "ham", "spam-1": "spam", "spam-2": "spam"}
 REFERENCE_SHARE, REFERENCE_SIZE = 0.15, 300
-OPENING = 32  # words that two documents must differ in for one to be held out of the other's set
+APART, NOT_NEAR = 2, 3  # editions of a split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +117,8 @@ def with_labels(data: TextSet, by_class: Mapping[str, Iterable[str]]) -> Labelle
     )
 
 
-def opening(text: str) -> tuple[str, ...]:
-    """The first words of a document, without capitals and marks."""
-    return tuple(word[0] for word in islice(re.finditer(r"\w+", text.casefold()), OPENING))
-
-
 def split_documents(
-    name: str, about: str, documents: Iterable[str], *, apart: bool = False
+    name: str, about: str, documents: Iterable[str], *, edition: int = 1
 ) -> TextSet:
     """A set of some documents: none empty, none twice, a fixed split.
 
@@ -130,19 +126,20 @@ def split_documents(
         name: of the set.
         about: it, in a sentence.
         documents: all that there are, in a fixed order.
-        apart: leave out of the reference what opens as a document of the pool.
+        edition: `APART` leaves out of the reference what opens as a document of the pool,
+            `NOT_NEAR` what is a near copy of one too.
     """
     once = list(dict.fromkeys(text.strip() for text in documents if text.strip()))
     order = np.random.default_rng(SPLIT_SEED).permutation(len(once))
     held = min(REFERENCE_SIZE, int(len(once) * REFERENCE_SHARE))
     shuffled = [once[int(i)] for i in order]
     pool, reference = shuffled[held:], shuffled[:held]
-    if apart:
+    if edition >= APART:
         seen = {opening(text) for text in pool}
         reference = [text for text in reference if opening(text) not in seen]
-    return TextSet(
-        name=name, about=about, pool=pool, reference=reference, edition=2 if apart else 1
-    )
+    if edition >= NOT_NEAR:
+        reference = without_near_copies(reference, pool)
+    return TextSet(name=name, about=about, pool=pool, reference=reference, edition=edition)
 
 
 def load_text_set(name: str) -> TextSet:
@@ -169,7 +166,9 @@ def edition_of(name: str) -> int:
     """
     if name.endswith(".jsonl"):  # a public task, wherever it lies
         return 1
-    return 2 if name.startswith(("spam-assassin", "fortunes-", "brown-")) else 1
+    if name.startswith("spam-assassin"):
+        return NOT_NEAR
+    return APART if name.startswith(("fortunes-", "brown-")) else 1
 
 
 def load_labelled_set(name: str) -> LabelledTextSet:
@@ -216,13 +215,13 @@ def _bodies() -> dict[str, list[str]]:
 
 
 def _mails() -> TextSet:
-    return _split_mails(_bodies(), apart=True)
+    return _split_mails(_bodies(), edition=NOT_NEAR)
 
 
-def _split_mails(bodies: Mapping[str, list[str]], *, apart: bool) -> TextSet:
+def _split_mails(bodies: Mapping[str, list[str]], *, edition: int) -> TextSet:
     about = "Mail of 2002, wanted and not (SpamAssassin's public corpus): bodies without headers."
     return split_documents(
-        "spam-assassin", about, chain.from_iterable(bodies.values()), apart=apart
+        "spam-assassin", about, chain.from_iterable(bodies.values()), edition=edition
     )
 
 
@@ -232,7 +231,7 @@ def _labelled_mails() -> LabelledTextSet:
     for group, name in MAIL_GROUPS.items():
         by_class.setdefault(name, []).extend(bodies[group])
     # The rows of `text-labels` are of the first edition still, see docs/benchmarks.md.
-    return with_labels(_split_mails(bodies, apart=False), by_class)
+    return with_labels(_split_mails(bodies, edition=1), by_class)
 
 
 def _public_task(path: Path) -> TextSet:
@@ -271,7 +270,7 @@ def _topic(name: str, *, public: bool = False) -> TextSet:
     if public:
         about = f"{subject}: public, held out of training, and what settings are chosen on."
     whole = f"{'public' if public else 'fortunes'}-{name}"
-    return split_documents(whole, about, fortunes_of(text), apart=not public)
+    return split_documents(whole, about, fortunes_of(text), edition=1 if public else APART)
 
 
 def _genre(letter: str) -> TextSet:
@@ -279,7 +278,7 @@ def _genre(letter: str) -> TextSet:
     files = sorted(folder.glob(f"c{letter}[0-9][0-9]"))
     found = [p for file in files for p in brown_passages(file.read_text(encoding="latin-1"))]
     about = f"Passages of genre {letter.upper()} of the Brown corpus, held out of the public texts."
-    return split_documents(f"brown-{letter}", about, found, apart=True)
+    return split_documents(f"brown-{letter}", about, found, edition=APART)
 
 
 TEXT_SETS: dict[str, Callable[[], TextSet]] = {

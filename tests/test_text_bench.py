@@ -8,12 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from hyperdp.cli._app import run
 from hyperdp.errors import DataError, UsageError
-from hyperdp.eval import text_bench, text_demo, text_sets
+from hyperdp.eval import near_copies, text_bench, text_demo, text_sets
 from hyperdp.eval.hybrids import hybrid_records
 from hyperdp.eval.mails import mail_body
 from hyperdp.eval.results import append_rows, read_rows
@@ -385,20 +386,55 @@ def test_no_private_reference_opens_as_a_document_of_its_pool():
     own = [f"{i} words of one's own, and {i} more" for i in range(60)]
     documents = [text for pair in zip(same, own, strict=False) for text in pair] + own[40:]
     plain = split_documents("toy", "", documents)
-    apart = split_documents("toy", "", documents, apart=True)
+    apart = split_documents("toy", "", documents, edition=2)
     assert apart.pool == plain.pool and apart.edition == 2 != plain.edition
     assert set(plain.reference) & set(same)  # what a split by document alone lets through
     assert apart.reference == [text for text in plain.reference if text not in same]
-    assert text_sets.opening("A, b:  C!") == text_sets.opening("a B c") == ("a", "b", "c")
+    assert near_copies.opening("A, b:  C!") == near_copies.opening("a B c") == ("a", "b", "c")
     for name in text_sets.TEXT_SETS:
         try:
             data = load_text_set(name)
         except DataError:  # without `make texts`
             continue
         assert data.edition == text_sets.edition_of(name)
-        if data.edition == 2:
-            pool = {text_sets.opening(text) for text in data.pool}
-            assert not any(text_sets.opening(text) in pool for text in data.reference)
+        if data.edition >= 2:
+            pool = {near_copies.opening(text) for text in data.pool}
+            assert not any(near_copies.opening(text) in pool for text in data.reference)
+
+
+def test_no_mail_is_held_out_that_half_stands_in_one_of_the_pool():
+    rng = np.random.default_rng(0)
+
+    def words(count: int) -> str:
+        return " ".join(f"w{i}" for i in rng.integers(0, 10**6, count))
+
+    own, quoted, others = words(60), words(60), words(30)
+    half = f"{quoted[:240]} {own[:140]}"
+    third = f"{own} {others} {quoted[:140]}"
+    few = "one two three"
+    documents = [own, half, third, few, f"On Monday, A wrote: {quoted}"]
+    pool = [quoted, others, few, words(60)]
+    assert near_copies.without_near_copies(documents, pool) == [own, third, few]
+    # By hand: the largest share of a document's runs that one document of the pool has.
+    shares = []
+    for text in documents:
+        runs = {tuple(text.lower().split()[:64][i : i + 5]) for i in range(60)}
+        runs = {run for run in runs if len(run) == 5}
+        held = [
+            sum(" ".join(run) in f" {one.lower()} " for run in runs) / max(len(runs), 1)
+            for one in pool
+        ]
+        shares.append(max(held))
+    assert [share < 0.5 for share in shares] == [True, False, True, True, False]
+    # In a set: the pool stays as it is, and what is held out of edition 3 is of edition 2.
+    mails = [f"{words(40)} {i}" for i in range(300)]
+    replies = [f"Somebody wrote on day {i}: {mail}" for i, mail in enumerate(mails)]
+    both = [text for pair in zip(mails, replies, strict=True) for text in pair]
+    second, third_edition = (split_documents("toy", "", both, edition=e) for e in (2, 3))
+    assert third_edition.pool == second.pool and third_edition.edition == 3
+    assert {*third_edition.reference} < {*second.reference}
+    alone = [t for t in second.reference if not any(t in p or p in t for p in second.pool)]
+    assert third_edition.reference == alone
 
 
 def test_shipped_recipes_name_sets_that_there_are():
