@@ -120,7 +120,7 @@ def test_labels_leave_the_split_as_it_is_and_drop_what_has_two(
     for group in (*text_sets.MAIL_GROUPS, "unlisted-1"):
         (data / group).mkdir(parents=True)
         for i in range(20):
-            raw = f"Subject: s\n\nbody {i} of {group}"
+            raw = f"Subject: s\n\nnumber {i} {group}"
             (data / group / f"{i}.json").write_text(json.dumps({"text": raw}))
         for i in range(4):
             (data / group / f"both-{i}.json").write_text(json.dumps({"text": f"\n\nin both {i}"}))
