@@ -20,7 +20,8 @@ from hyperdp.eval.results import Row, read_rows, to_markdown
 from hyperdp.eval.rivals import fit_records
 from hyperdp.eval.study import Progress
 from hyperdp.eval.text_recipe import TextBenchConfig
-from hyperdp.eval.text_sets import TextSet, edition_of, load_text_set
+from hyperdp.eval.text_sets import edition_of, load_text_set
+from hyperdp.eval.text_split import NOT_PUBLIC, TextSet
 from hyperdp.eval.text_study import (
     best_lora_weights,
     control_weights,
@@ -83,7 +84,10 @@ class TextBench:
 
     def __init__(self, config: TextBenchConfig, bundle: TextBundle) -> None:
         self.config, self.bundle = config, bundle
-        self.sets: dict[str, TextSet] = {name: load_text_set(name) for name in config.private_sets}
+        self.sets: dict[str, TextSet] = {
+            name: load_text_set(name, edition_of(name, config.editions))
+            for name in config.private_sets
+        }
         self._releases: dict[tuple[str, int | None, float | None, int], Release] = {}
 
     @cached_property
@@ -193,7 +197,8 @@ def row_name(bundle: TextBundle, method: str, config: TextBenchConfig, edition: 
         **config.hybrids,
     }
     secrets = (config.canaries, config.candidates, config.repeats) if config.canaries else None
-    edition = 1 if secrets else edition  # where secrets rank has nothing to do with a reference
+    if secrets and edition < NOT_PUBLIC:  # where secrets rank has nothing to do with a reference
+        edition = 1
     delta = None if method in (*REFERENCES, SHARED) else config.delta
     settings = repr((edition, delta, secrets, own.get(method)))
     if method in BASE_ONLY:
@@ -253,7 +258,7 @@ def stored_text_rows(config: TextBenchConfig, path: Path, bundle: TextBundle) ->
     Gains are worked out here from the figures and never read: a stored one would stay as it was
     when its reference is measured anew.
     """
-    editions = {name: edition_of(name) for name in config.private_sets}
+    editions = {name: edition_of(name, config.editions) for name in config.private_sets}
     found = [
         row
         for row in read_rows(path)

@@ -20,7 +20,8 @@ from hyperdp.eval.release_facts import ReleaseFacts
 from hyperdp.eval.results import hardware
 from hyperdp.eval.reveal import reveal
 from hyperdp.eval.text_bench import open_text_bundle
-from hyperdp.eval.text_sets import TextSet, load_text_set
+from hyperdp.eval.text_sets import load_text_set
+from hyperdp.eval.text_split import TextSet
 from hyperdp.eval.text_study import control_weights, nats, perplexity, to_tokens
 from hyperdp.ledger import Ledger
 from hyperdp.lora import Weights, adapters, load_peft

@@ -29,11 +29,12 @@ from hyperdp.eval.study import CONTROL_NOISE_STD, Progress
 from hyperdp.eval.text_bench import open_text_bundle
 from hyperdp.eval.text_classifier import classify, zero_shot_accuracy
 from hyperdp.eval.text_recipe import STEPPED, TextLabelsConfig
-from hyperdp.eval.text_sets import LabelledTextSet, load_labelled_set
+from hyperdp.eval.text_sets import edition_of, load_labelled_set
+from hyperdp.eval.text_split import LabelledTextSet
 from hyperdp.eval.text_study import (
+    best_lora_weights,
     document_losses,
     embed_documents,
-    lora_weights,
     read_public,
     release_documents,
     to_text_records,
@@ -83,7 +84,8 @@ class TextLabels:
     def __init__(self, config: TextLabelsConfig, bundle: TextBundle) -> None:
         self.config, self.bundle = config, bundle
         self.sets: dict[str, LabelledTextSet] = {
-            name: load_labelled_set(name) for name in config.private_sets
+            name: load_labelled_set(name, edition_of(name, config.editions))
+            for name in config.private_sets
         }
         self._releases: dict[tuple[str, int | None, float | None, int], Release] = {}
 
@@ -176,10 +178,9 @@ class TextLabels:
             return [{}] * count
         groups = [tokens[torch.from_numpy(labels == c)] for c in range(count)]
         if cell.method == "lora":
+            trials = self.config.references()
             return [
-                lora_weights(
-                    self.bundle, group, self.config.finetune, seed=cell.seed, progress=progress
-                )
+                best_lora_weights(self.bundle, group, trials, seed=cell.seed, progress=progress)
                 for group in groups
             ]
         if cell.method == NOISELESS:
@@ -214,20 +215,29 @@ class TextLabels:
         return [pick(found, c) for c in range(count)]
 
 
-def row_base(config: TextLabelsConfig, bundle: TextBundle, method: str) -> str:
-    """What a row's `base` says: the bundle, and a digest of the settings that its method has.
+def row_base(config: TextLabelsConfig, bundle: TextBundle, method: str, edition: int) -> str:
+    """What a row's `base` says: the bundle, and a digest of its method's settings and of the split.
 
     Rows of other settings are other rows, so a recipe that was changed measures its cells anew.
+
+    Args:
+        config: the recipe.
+        bundle: of it.
+        method: of the row.
+        edition: of the private set.
     """
     own: dict[str, object] = {
-        "lora": asdict(config.finetune),
+        "lora": [asdict(trial) for trial in config.references()]
+        if config.finetune_trials
+        else asdict(config.finetune),
         "selected": config.candidates,
         "reweighted": [config.public, asdict(config.reweight)],
         **{name: getattr(config, name) for name in STEPPED},
     }
     shared = [config.per_class, config.temperature, asdict(config.classifier)]
     delta = None if method in ("base", *REFERENCES) else config.delta
-    values = json.dumps([shared, delta, own.get(method)], sort_keys=True)
+    split = [edition] if edition > 1 else []  # rows of the first name none
+    values = json.dumps([*split, shared, delta, own.get(method)], sort_keys=True)
     return f"{bundle.name} {bundle.hash[:12]} {hashlib.sha256(values.encode()).hexdigest()[:8]}"
 
 
@@ -262,21 +272,24 @@ def run_text_labels(
     cells = [c for c in label_cells(config, sizes) if methods is None or c.method in methods]
     measure_cells(
         filter(chosen.keeps, cells), path, bench=config.bench, delta=config.delta,
-        base=lambda cell: row_base(config, bundle, cell.method), figures=bench.figures,
-        on_cell=on_cell,
+        base=lambda cell: row_base(
+            config, bundle, cell.method, bench.sets[cell.private_set].edition
+        ),
+        figures=bench.figures, on_cell=on_cell,
     )  # fmt: skip
     return stored_label_rows(config, path, bundle)
 
 
 def stored_label_rows(config: TextLabelsConfig, path: Path, bundle: TextBundle) -> list[Row]:
     """The rows of a file that are of this recipe, its settings and its bundle, in one order."""
+    editions = {name: edition_of(name, config.editions) for name in config.private_sets}
     found = [
         row
         for row in read_rows(path)
         if row.bench == config.bench
         and row.private_set in config.private_sets
         and row.method in METHODS
-        and row.base == row_base(config, bundle, row.method)
+        and row.base == row_base(config, bundle, row.method, editions[row.private_set])
     ]
 
     def place(row: Row) -> tuple[int, int, float, int, int]:

@@ -11,6 +11,7 @@ from hyperdp.errors import UsageError
 from hyperdp.eval.bench_recipe import fit_settings, hybrid_settings
 from hyperdp.eval.class_learners import class_config
 from hyperdp.eval.hybrids import HybridConfig
+from hyperdp.eval.text_split import NEWEST
 from hyperdp.private.finetune import FinetuneConfig
 from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.reweight import OF_TEXTS, ReweightConfig
@@ -29,6 +30,7 @@ class TextBenchConfig:
         bench: its name, in every row.
         bundle: name or folder of a text bundle.
         private_sets: out of `hyperdp.eval.text_sets.TEXT_SETS`, or JSONL of public tasks.
+        editions: private set → edition of its split, for those that have rows of an older one.
         n: numbers of private documents; those that a set does not have are left out.
         epsilon: budgets. delta: of every budget.
         seeds: of draws of documents; the noise of a release has none.
@@ -56,6 +58,7 @@ class TextBenchConfig:
     epsilon: list[float]
     delta: float
     seeds: list[int]
+    editions: dict[str, int] = field(default_factory=dict)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     finetune_trials: list[dict[str, Any]] = field(default_factory=list)
     fits: dict[str, FitConfig] = field(default_factory=dict)
@@ -93,6 +96,7 @@ class TextLabelsConfig:
         bench: its name, in every row.
         bundle: name or folder of a text bundle.
         private_sets: out of `hyperdp.eval.text_sets.LABELLED_SETS`.
+        editions: as for `TextBenchConfig`.
         n: numbers of private documents, of all classes together; those that a set does not have are
             left out.
         epsilon: budgets, each of all classes together. delta: of every budget.
@@ -103,6 +107,7 @@ class TextLabelsConfig:
             (`hyperdp.private.selection`); no such method where it is 1.
         classifier: of all methods alike.
         finetune: of the non-private LoRA of each class.
+        finetune_trials: what else is tried for it, as for `TextBenchConfig`.
         public: public documents (`hyperdp pretrain public --texts`) for `reweighted`; no such
             method where it is "".
         reweight: of `reweighted`; its batch is that of all classes.
@@ -117,11 +122,13 @@ class TextLabelsConfig:
     epsilon: list[float]
     delta: float
     seeds: list[int]
+    editions: dict[str, int] = field(default_factory=dict)
     per_class: int = 1000
     temperature: float = 1.0
     candidates: int = 1
     classifier: TextClassifierConfig = field(default_factory=TextClassifierConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    finetune_trials: list[dict[str, Any]] = field(default_factory=list)
     public: str = ""
     reweight: ReweightConfig = OF_TEXTS
     dpsgd: dict[str, Any] = field(default_factory=dict)
@@ -138,8 +145,13 @@ class TextLabelsConfig:
             if getattr(self, name)
         }
 
+    def references(self) -> list[FinetuneConfig]:
+        """Every setting of the non-private LoRA that is tried."""
+        return [self.finetune, *(replace(self.finetune, **other) for other in self.finetune_trials)]
+
     def __post_init__(self) -> None:
-        for values in self.stepped.values():  # so that a bad value is found before the first cell
+        self.references()  # so that a bad value is found before the first cell
+        for values in self.stepped.values():
             class_config(values, n=max(self.n), classes=2)
 
 
@@ -197,6 +209,7 @@ def read_text_recipe(path: Path, private_sets: list[str] | None = None) -> TextB
             found=str(error),
             todo="Compare with eval/recipes/text-gain.toml.",
         ) from error
+    _check_editions(config)
     return replace(config, private_sets=_chosen(config.private_sets, private_sets))
 
 
@@ -225,6 +238,7 @@ def read_labels_recipe(path: Path, private_sets: list[str] | None = None) -> Tex
             found=str(error),
             todo="Compare with eval/recipes/text-labels.toml.",
         ) from error
+    _check_editions(config)
     return replace(config, private_sets=_chosen(config.private_sets, private_sets))
 
 
@@ -244,6 +258,16 @@ def _read(path: Path) -> dict[str, Any]:
                 todo="Compare with eval/recipes/text-gain.toml.",
             )
     return values
+
+
+def _check_editions(config: TextBenchConfig | TextLabelsConfig) -> None:
+    for name, edition in config.editions.items():
+        if name not in config.private_sets or edition not in range(1, NEWEST + 1):
+            raise UsageError(
+                expected=f"editions from 1 to {NEWEST} of private sets of the recipe",
+                found=f"{name} = {edition!r}",
+                todo="Correct the table [editions], or leave it out.",
+            )
 
 
 def _chosen(named: list[str], only: list[str] | None) -> list[str]:

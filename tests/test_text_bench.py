@@ -20,7 +20,8 @@ from hyperdp.eval.mails import mail_body
 from hyperdp.eval.results import append_rows, read_rows
 from hyperdp.eval.rivals import fit_records
 from hyperdp.eval.text_recipe import RECIPES, read_text_recipe, text_recipe_path
-from hyperdp.eval.text_sets import TextSet, load_text_set, split_documents
+from hyperdp.eval.text_sets import load_text_set
+from hyperdp.eval.text_split import TextSet, split_documents
 from hyperdp.eval.text_study import (
     best_lora_weights,
     lora_weights,
@@ -54,7 +55,7 @@ bf16 = false
 """
 
 
-def toy() -> TextSet:
+def toy(edition: int = 1) -> TextSet:
     return split_documents("toy", "Toy sentences.", DOCUMENTS)
 
 
@@ -98,6 +99,15 @@ def test_a_mail_is_its_body_as_a_reader_sees_it():
     )
     assert mail_body(both) == "plain"
     assert mail_body("Content-Type: image/gif\nContent-Transfer-Encoding: base64\n\nR0lGOD==") == ""
+
+
+def test_a_mail_keeps_the_characters_that_it_came_with():
+    head = "Content-Type: text/plain; charset=iso-8859-1\nContent-Transfer-Encoding:"
+    for coding, text in (("8bit", "now\ufffds \u4e2d"), ("7bit", "na\u00efve"), ("", "\u2019s")):
+        assert mail_body(f"{head} {coding}\n\n{text}\n") == text
+    assert mail_body(f"{head} 8bit\n\nnow\u2019s\n", escaped=True) == r"now\u2019s"  # older rows
+    assert mail_body(f"{head} quoted-printable\n\nF\ufffda=E7o\n") == "F?aço"  # lost before it came
+    assert mail_body(f"{head} base64\n\nQ2Fm6Q==\n") == "Café"
 
 
 UNLISTED = "unlisted-1"  # stands for every group of mails that is in no list, the reserved one too
@@ -321,7 +331,7 @@ def test_a_public_task_is_a_set_by_its_file(tmp_path: Path):
     found = load_text_set(str(path))
     assert found.name == str(path) and sorted(found.pool + found.reference) == sorted(DOCUMENTS)
     for name in ("brown-tasks/a.jsonl", str(path)):  # a file, whatever its path begins with
-        assert text_sets.edition_of(name) == found.edition == 1
+        assert text_sets.edition_of(name, {name: 3}) == found.edition == 1
     path.write_text("".join(json.dumps({"text": f"{i}\u2028b"}, ensure_ascii=False) + "\n"
                             for i in range(40)), encoding="utf-8")  # fmt: skip
     found = load_text_set(str(path))
@@ -338,7 +348,7 @@ def test_a_page_keeps_the_sets_that_are_not_asked_for(
     bundle: TextBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(
-        text_sets.TEXT_SETS, "other", lambda: split_documents("other", "", DOCUMENTS)
+        text_sets.TEXT_SETS, "other", lambda edition: split_documents("other", "", DOCUMENTS)
     )
     path = recipe(tmp_path, bundle)
     path.write_text(path.read_text().replace('["toy"]', '["toy", "other"]'))
@@ -392,14 +402,17 @@ def test_no_private_reference_opens_as_a_document_of_its_pool():
     assert apart.reference == [text for text in plain.reference if text not in same]
     assert near_copies.opening("A, b:  C!") == near_copies.opening("a B c") == ("a", "b", "c")
     for name in text_sets.TEXT_SETS:
-        try:
-            data = load_text_set(name)
-        except DataError:  # without `make texts`
-            continue
-        assert data.edition == text_sets.edition_of(name)
-        if data.edition >= 2:
-            pool = {near_copies.opening(text) for text in data.pool}
-            assert not any(near_copies.opening(text) in pool for text in data.reference)
+        for asked in (1, 2, 3, 4):
+            try:
+                data = load_text_set(name, asked)
+            except DataError:  # without `make texts`
+                continue
+            assert data.edition == text_sets.edition_of(name, {name: asked})
+            if name in text_sets.LABELLED_SETS:
+                assert text_sets.load_labelled_set(name, asked).edition == asked
+            if data.edition >= 2:
+                pool = {near_copies.opening(text) for text in data.pool}
+                assert not any(near_copies.opening(text) in pool for text in data.reference)
 
 
 def test_no_mail_is_held_out_that_half_stands_in_one_of_the_pool():
@@ -435,6 +448,22 @@ def test_no_mail_is_held_out_that_half_stands_in_one_of_the_pool():
     assert {*third_edition.reference} < {*second.reference}
     alone = [t for t in second.reference if not any(t in p or p in t for p in second.pool)]
     assert third_edition.reference == alone
+
+
+def test_what_half_stands_in_a_public_document_is_in_neither_part():
+    rng = np.random.default_rng(1)
+    texts = [" ".join(f"w{i}" for i in rng.integers(0, 10**6, 12)) for _ in range(200)]
+    copied = texts[::5]
+    public = [text.replace(" ", "\n\t").upper() for text in copied[:20]]  # other breaks and letters
+    public += [f"Somebody said: {' '.join(text.split()[:9])}, and left." for text in copied[20:]]
+    before, after = (
+        split_documents("toy", "", texts, edition=edition, public=public) for edition in (3, 4)
+    )
+    assert {*copied} & {*before.pool} and {*copied} & {*before.reference}
+    assert {*copied} <= {*before.pool, *before.reference}
+    assert after.pool == [text for text in before.pool if text not in copied]
+    assert after.reference == [text for text in before.reference if text not in copied]
+    assert after.edition == 4
 
 
 def test_shipped_recipes_name_sets_that_there_are():

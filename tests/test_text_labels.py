@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,8 @@ from hyperdp.eval.text_recipe import (
     read_text_recipe,
     text_recipe_path,
 )
-from hyperdp.eval.text_sets import (
-    LabelledTextSet,
-    load_labelled_set,
-    load_text_set,
-    split_documents,
-    with_labels,
-)
+from hyperdp.eval.text_sets import load_labelled_set, load_text_set
+from hyperdp.eval.text_split import LabelledTextSet, split_documents, with_labels
 from hyperdp.eval.text_study import embed_documents, release_documents, to_tokens
 from hyperdp.lora import Weights
 from hyperdp.private.embed import embed_batch
@@ -83,7 +79,7 @@ STEPPED = ("dpsgd", "prism", "hybrid_dpsgd", "hybrid_prism")
 PRIVATE = ("hyper", "selected", "reweighted", *STEPPED)
 
 
-def toy() -> LabelledTextSet:
+def toy(edition: int = 1) -> LabelledTextSet:
     whole = split_documents("toy", "Toy mail.", HAM + SPAM)
     return with_labels(whole, {"ham": HAM, "spam": SPAM})
 
@@ -251,15 +247,21 @@ def test_every_method_is_measured_once_and_a_release_serves_all_its_readings(
 def test_other_settings_are_measured_anew_where_they_matter(bundle: TextBundle, recipe: Path):
     config = read_labels_recipe(recipe)
 
-    def changed(**values: object) -> set[str]:
-        other = dataclasses.replace(config, **values)
+    def bases(settings: TextLabelsConfig, edition: int = 1) -> dict[str, str]:
         return {
-            m
-            for m in text_labels.METHODS
-            if text_labels.row_base(config, bundle, m) != text_labels.row_base(other, bundle, m)
+            method: text_labels.row_base(settings, bundle, method, edition)
+            for method in text_labels.METHODS
         }
 
+    def changed(**values: object) -> set[str]:
+        other = bases(dataclasses.replace(config, **values))
+        return {method for method, base in bases(config).items() if other[method] != base}
+
+    for method in text_labels.METHODS:  # of another split all rows are others
+        assert bases(config)[method] != bases(config, edition=2)[method]
+
     assert changed(finetune=FinetuneConfig(steps=3)) == {"lora"}
+    assert changed(finetune_trials=[{"steps": 3}]) == {"lora"}
     assert changed(dpsgd={"steps": 3}) == {"dpsgd"}
     assert changed(prism={"steps": 3}) == {"prism"}
     assert changed(hybrid_prism={"steps": 3, "fraction": 0.5}) == {"hybrid_prism"}
@@ -353,9 +355,14 @@ def test_a_recipe_names_what_is_wrong_with_it(recipe: Path):
     with pytest.raises(UsageError, match="private sets"):
         read_labels_recipe(recipe, ["other"])
     text = recipe.read_text()
-    for old, new in (("seeds", "sead"), ("rank = 2", "rang = 2"), ("share = 0.5", "size = 9")):
+    for old, new in (
+        ("seeds", "sead"),
+        ("rank = 2", "rang = 2"),
+        ("share = 0.5", "size = 9"),
+        ("[finetune]", "[editions]\ntoy = 9\n[finetune]"),
+    ):
         recipe.write_text(text.replace(old, new))
-        with pytest.raises(UsageError, match=new.split(" ")[0]):
+        with pytest.raises(UsageError, match=re.escape(new.split(" ")[0].split("\n")[0])):
             read_labels_recipe(recipe)
 
 
@@ -367,6 +374,7 @@ def test_the_shipped_recipe_gives_every_method_the_settings_of_the_unlabelled_ta
         text_labels.METHODS
     )
     assert (config.finetune, config.public) == (rivals.finetune, rivals.public)
+    assert all(trial in rivals.references() for trial in config.references())
     both = dataclasses.replace(rivals.reweight, batch_size=2 * rivals.reweight.batch_size)
     assert config.reweight == both
     for name, values in config.stepped.items():
