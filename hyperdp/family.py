@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hyperdp.compute import device_of
 from hyperdp.draws import normal, uniform
+from hyperdp.noising import Noising
 
 Progress = Callable[[int, int], None]
 HIGH_TIMES = 0.5  # share of an adapter's training times that fall where content is decided
@@ -115,7 +116,7 @@ def residual_sites(model: nn.Module) -> list[str]:
 class UNetFlow:
     """An unconditional `UNet2DModel` trained by flow matching (Lipman et al. 2023, 2210.02747).
 
-    x_s = (1 - s) x_0 + s ε, the model predicts v = ε - x_0 at timestep 1000 s; s is logit-normal
+    x_s = (1 - s) x_0 + s ε, the model predicts v = ε - x_0 at timestep T s; s is logit-normal
     in training (Esser et al. 2024, arXiv 2403.03206). It is sampled with
     `FlowMatchEulerDiscreteScheduler`.
     """
@@ -128,6 +129,7 @@ class UNetFlow:
     def __init__(self, model: UNet2DModel, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
         self.model: nn.Module = model
         self.scheduler = scheduler
+        self.steps = Noising(scheduler).steps  # T
         config: Any = model.config
         self.image_shape = (
             int(config.in_channels),
@@ -151,9 +153,8 @@ class UNetFlow:
     @classmethod
     def create(cls, **unet_config: Any) -> UNetFlow:
         """A freshly initialised base; `unet_config` goes to `UNet2DModel`."""
-        return cls(
-            UNet2DModel(**unet_config), FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
-        )
+        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+        return cls(UNet2DModel(**unet_config), scheduler)
 
     @classmethod
     def load(cls, folder: Path) -> UNetFlow:
@@ -212,7 +213,7 @@ class UNetFlow:
         noisy = (1 - w) * images.flatten(0, 1) + w * noise  # [G·b, C, H, W]
         with torch.autocast(device.type, enabled=False):  # distances need their digits
             target = (noisy - self._posterior_mean(noisy, s, images, pool)) / w
-        velocity: Tensor = self.model(noisy, s * 1000).sample.float()
+        velocity: Tensor = self.model(noisy, s * self.steps).sample.float()
         return (velocity - target).square().mean((1, 2, 3))
 
     @staticmethod
@@ -237,7 +238,7 @@ class UNetFlow:
         images, noise, s = images.to(device), noise.to(device), s.to(device)
         w = s[:, None, None, None]
         noisy = (1 - w) * images + w * noise
-        velocity: Tensor = self.model(noisy, s * 1000).sample.float()  # [B, C, H, W]
+        velocity: Tensor = self.model(noisy, s * self.steps).sample.float()  # [B, C, H, W]
         return (velocity - (noise - images)).square().mean((1, 2, 3))
 
     @torch.no_grad()

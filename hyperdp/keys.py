@@ -215,6 +215,24 @@ def remember_source(dataset: str, path: Path) -> None:
     write_once(folder / hashlib.sha256(place).hexdigest(), place)
 
 
+def remember_public(path: Path) -> None:
+    """Note, for this account alone, what data was read as public.
+
+    Args:
+        path: absolute.
+    """
+    folder = config_dir() / "public"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    place = os.fsencode(path)
+    write_once(folder / hashlib.sha256(place).hexdigest(), place)
+
+
+def public_sources() -> list[Path]:
+    """What `remember_public` noted."""
+    found = (config_dir() / "public").glob("*")
+    return sorted(Path(os.fsdecode(path.read_bytes())) for path in found)
+
+
 def spent_sources() -> list[tuple[Path, str]]:
     """Where data lies that something was reserved for, with its dataset's keyed fingerprint.
 

@@ -39,6 +39,12 @@ class Latents:
         )
         return cls(vae, channels, size)
 
+    @classmethod
+    def of(cls, model: Any, folder: Path | None) -> Latents:
+        """The space of an unconditional network; pixels where no folder is named."""
+        channels, size = int(model.config.in_channels), int(model.config.sample_size)
+        return cls(None, channels, size) if folder is None else cls.load(folder, channels, size)
+
     @torch.no_grad()
     def encode(self, images: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Latents of images.

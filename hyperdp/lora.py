@@ -20,11 +20,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hyperdp.adapter_files import PEFT_PREFIX, PIPELINE_FILE
 from hyperdp.compute import device_of
 from hyperdp.errors import UsageError
 
-PEFT_PREFIX = "base_model.model."
-PIPELINE_FILE = "pytorch_lora_weights.safetensors"  # where `load_lora_weights` looks by itself
 Weights = dict[str, tuple[Tensor, Tensor]]
 """Site name → (A, B). A: [G, r, in, …], or [1, r, in, …] shared by all; B: [G, out, r]."""
 

@@ -12,22 +12,38 @@ from hyperdp.draws import normal, uniform
 from hyperdp.errors import UsageError
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+# Samplers of the discrete process of Ho et al. 2020 (arXiv 2006.11239), asked at its own timesteps.
+SAMPLERS = frozenset({
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+})  # fmt: skip
 
 
 class Noising:
     """The training side of any diffusers scheduler: flow matching, or a discrete-time diffusion.
 
     Args:
-        scheduler: a `FlowMatchEulerDiscreteScheduler`, or one that `DDPMScheduler` can read the
-            configuration of (DDIM, PNDM, DPM-Solver, …).
+        scheduler: a `FlowMatchEulerDiscreteScheduler`, or one of `SAMPLERS`.
 
     Raises:
-        UsageError: its network predicts something that no loss here is made for.
+        UsageError: another scheduler, whose process or timesteps are not known here, or one whose
+            network predicts something that no loss here is made for.
     """
 
     def __init__(self, scheduler: Any) -> None:
         self.flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
         self.steps = int(scheduler.config.num_train_timesteps)
+        name = type(scheduler).__name__
+        moving = self.flow and scheduler.config.get("use_dynamic_shifting")
+        if moving or not (self.flow or name in SAMPLERS):
+            raise UsageError(
+                expected="FlowMatchEulerDiscreteScheduler, without use_dynamic_shifting, or one of "
+                + ", ".join(sorted(SAMPLERS)),
+                found=f"{name}{' with use_dynamic_shifting' if moving else ''}",
+                todo="Use a base model that was trained for one of these.",
+            )
         if self.flow:
             return
         # Not every sampler knows its own forward process; this one does, from the same numbers.

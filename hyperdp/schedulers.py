@@ -13,6 +13,26 @@ from hyperdp.errors import UsageError
 FILE = "scheduler_config.json"
 
 
+def class_name(path: Path, what: str) -> str:
+    """The diffusers class that a configuration file names.
+
+    Args:
+        path: of the file.
+        what: it is of, for the message.
+
+    Raises:
+        UsageError: there is none, or it names none.
+    """
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            expected=f"the configuration of a diffusers {what} in {path}",
+            found=type(error).__name__,
+            todo="Give the folder that `save_pretrained` of the pipeline wrote.",
+        ) from error
+
+
 def scheduler_class(folder: Path) -> str:
     """Name of the class in `folder/scheduler`.
 
@@ -20,15 +40,8 @@ def scheduler_class(folder: Path) -> str:
         UsageError: there is none, or it names no scheduler.
     """
     path = folder / "scheduler" / FILE
-    try:
-        name = json.loads(path.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            expected=f"a diffusers scheduler in {path}",
-            found=type(error).__name__,
-            todo="Give the folder that `save_pretrained` of the pipeline wrote.",
-        ) from error
-    if not isinstance(name, str) or not name.endswith("Scheduler") or not hasattr(diffusers, name):
+    name = class_name(path, "scheduler")
+    if not name.endswith("Scheduler") or not hasattr(diffusers, name):
         raise UsageError(
             expected="a scheduler of diffusers",
             found=f"{name!r} in {path}",

@@ -91,9 +91,14 @@ class StableDiffusion(Denoiser):
                 found=f"{type(error).__name__}: {error}"[:300],
                 todo="Save one there with `save_pretrained`.",
             ) from error
-        settings = folder / SETTINGS
-        prompt = Prompt(**json.loads(settings.read_text())) if settings.is_file() else Prompt()
-        return cls(pipeline, prompt)
+        seen, drawn = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+        if seen != drawn:
+            raise UsageError(
+                expected=f"a UNet that sees the {drawn} channels of its autoencoder's latents",
+                found=f"one that sees {seen}, as those that paint into images do",
+                todo="Take a pipeline that makes images from texts alone.",
+            )
+        return cls(pipeline, _read_prompt(folder / SETTINGS))
 
     def to(self, device: torch.device) -> None:
         """Moves UNet, autoencoder and text encoder."""
@@ -179,6 +184,19 @@ class StableDiffusion(Denoiser):
     def sites(self) -> list[str]:
         """See `attention_sites`."""
         return attention_sites(self.model)
+
+
+def _read_prompt(path: Path) -> Prompt:
+    if not path.is_file():
+        return Prompt()
+    try:
+        return Prompt(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            expected=f"text and guidance_scale in {path}",
+            found=f"{type(error).__name__}: {error}"[:200],
+            todo="Mend the file, or remove it.",
+        ) from error
 
 
 def attention_sites(unet: nn.Module) -> list[str]:

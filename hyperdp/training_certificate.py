@@ -7,8 +7,6 @@ from typing import Any, ClassVar
 
 from hyperdp.statement import Statement
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
 
 class SteppedStatement(Statement):
     """A statement about Poisson-sampled Gaussian steps: what recomputing their ε takes of it.
@@ -68,7 +66,8 @@ class TrainingCertificate(SteppedStatement):
         ledger_seq: number of the reservation there.
         ledger_seal: seal of that entry.
         dataset: keyed fingerprint of the dataset's name.
-        adapter_sha256: file name → SHA-256 of the two files of the PEFT directory.
+        adapter_sha256: file name → SHA-256 of the two files of the PEFT directory, and of the one
+            that a stock pipeline loads, where there is one.
         public_key: ed25519, hex; whoever holds the private half vouches for the lines above.
         signature: ed25519, hex, over all of the above.
     """

@@ -7,15 +7,17 @@ import json
 import math
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from hyperdp import accounting
+from hyperdp.adapter_files import ADAPTER_FILES, PEFT_PREFIX, PIPELINE_FILE
 from hyperdp.budget import PrivacyBudget
 from hyperdp.statement import Claim, failed
 from hyperdp.subsampled import subsampled_epsilon
-from hyperdp.training_certificate import ADAPTER_FILES, SteppedStatement, TrainingCertificate
+from hyperdp.training_certificate import SteppedStatement, TrainingCertificate
 
 MOST_DELTA = 0.5  # of a certificate: beyond it, nothing is promised
 _PLD_TOLERANCE = 1e-6  # what the ledger allows as well
@@ -48,8 +50,32 @@ def check_training(folder: Path, statement: bytes) -> tuple[TrainingCertificate,
         claimed = c.adapter_sha256.get(name)
         claims.append(Claim.checked(f"{name} (SHA-256)", claimed, found, claimed == found))
     claims += _adapter(c, *(contents[name] for name in ADAPTER_FILES))
+    claims += _for_pipeline(c, folder, contents[ADAPTER_FILES[1]])
     claims.append(_settings(c))
     return c, claims + check_steps(c) + _total(c)
+
+
+def _for_pipeline(c: TrainingCertificate, folder: Path, weights: bytes) -> list[Claim]:
+    """The file that a stock pipeline loads: the same tensors, under its own names for the sites."""
+    path, claimed = folder / PIPELINE_FILE, c.adapter_sha256.get(PIPELINE_FILE)
+    if claimed is None and not path.exists():
+        return []
+    try:
+        data = path.read_bytes()
+        found, ours = load_tensors(data), load_tensors(weights)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise failed(f"{PIPELINE_FILE}, as the certificate says", type(error).__name__) from error
+    digest = hashlib.sha256(data).hexdigest()
+    same = {key.partition(".")[2]: value for key, value in found.items()}
+    alike = same.keys() == {key.removeprefix(PEFT_PREFIX) for key in ours} and all(
+        torch.equal(same[key.removeprefix(PEFT_PREFIX)], value) for key, value in ours.items()
+    )
+    return [
+        Claim.checked(f"{PIPELINE_FILE} (SHA-256)", claimed, digest, claimed == digest),
+        Claim.checked(
+            f"{PIPELINE_FILE}", "the same weights", "equal" if alike else "others", alike
+        ),
+    ]
 
 
 def _settings(c: TrainingCertificate) -> Claim:

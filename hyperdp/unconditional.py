@@ -32,21 +32,20 @@ class UNetDiffusion(Denoiser):
 
     @classmethod
     def load(cls, folder: Path) -> UNetDiffusion:
-        """Loads `folder/unet` and `folder/scheduler`, weights as float32."""
+        """Loads `folder/unet`, `folder/scheduler` and, if there is one, `folder/vae`."""
         model = UNet2DModel.from_pretrained(
             folder / "unet", torch_dtype=torch.float32, use_safetensors=True
         )
-        return cls._of(model.eval(), load_scheduler(folder))
+        return cls._of(model.eval(), load_scheduler(folder), folder)
 
     @classmethod
-    def _of(cls, model: Any, scheduler: Any) -> UNetDiffusion:
-        space = Latents(None, int(model.config.in_channels), int(model.config.sample_size))
-        return cls(model, scheduler, space)
+    def _of(cls, model: Any, scheduler: Any, folder: Path | None = None) -> UNetDiffusion:
+        return cls(model, scheduler, Latents.of(model, folder))
 
     def predict(self, network: nn.Module, noisy: Tensor, t: Tensor) -> Tensor:
         """The network's answer, float32 [B, C, H, W]."""
         answer: Tensor = network(noisy, t).sample
-        return answer
+        return answer[:, : noisy.shape[1]]  # what follows is a learned variance
 
     def sites(self) -> list[str]:
         """See `residual_sites`."""
@@ -79,13 +78,7 @@ class DiT(Denoiser):
 
     @classmethod
     def _of(cls, model: Any, scheduler: Any, folder: Path | None) -> DiT:
-        channels, size = int(model.config.in_channels), int(model.config.sample_size)
-        space = (
-            Latents(None, channels, size)
-            if folder is None
-            else Latents.load(folder, channels, size)
-        )
-        return cls(model, scheduler, space)
+        return cls(model, scheduler, Latents.of(model, folder))
 
     def predict(self, network: nn.Module, noisy: Tensor, t: Tensor) -> Tensor:
         """The network's answer to the class that stands for none, float32 [B, c, h, w]."""

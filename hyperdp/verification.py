@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import opendp.prelude as dp
 
 from hyperdp import accounting, keys
+from hyperdp.adapter_files import ADAPTER_FILES, PIPELINE_FILE
 from hyperdp.budget import PrivacyBudget
 from hyperdp.certificate import CERTIFICATE_FILE, RELEASE_FILE, Certificate, read_release
 from hyperdp.classifier_certificate import (
@@ -23,7 +24,7 @@ from hyperdp.errors import HyperdpError, UsageError, VerificationError
 from hyperdp.mechanism import discretisation_delta
 from hyperdp.own_statement import certificate_digest, check_reservation
 from hyperdp.statement import SIGNATURE_FIELDS, Claim, failed, format_of
-from hyperdp.training_certificate import ADAPTER_FILES, TrainingCertificate
+from hyperdp.training_certificate import TrainingCertificate
 from hyperdp.training_verification import check_training
 from hyperdp.vote_certificate import IMAGES_FILE, VoteCertificate, check_votes
 
@@ -87,7 +88,7 @@ def _claims(folder: Path) -> tuple[Signed, list[Claim]]:
     path = folder / CERTIFICATE_FILE
     statement = path.read_bytes() if path.is_file() else b""
     if format_of(statement) == TrainingCertificate.FORMAT:
-        _refuse_others(folder, ADAPTER_FILES)
+        _refuse_others(folder, (*ADAPTER_FILES, PIPELINE_FILE))
         return check_training(folder, statement)
     if format_of(statement) == VoteCertificate.FORMAT:
         _refuse_others(folder, (IMAGES_FILE,))

@@ -38,6 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", help="a TOML file, or the name of a shipped recipe")
     parser.add_argument("-o", "--out", type=Path, help="folder; runs/RECIPE by default")
     parser.add_argument("--base", type=Path, help="a local diffusers folder (hyper)")
+    parser.add_argument("--freeze-base", action="store_true", help="leave it as it is (hyper)")
     parser.add_argument("--steps", type=int, help="train so many steps in all")
     given = parser.parse_args(words)
     command = shlex.join(["python", "-m", "hyperdp.pretrain", *(words or sys.argv[1:])])
@@ -47,7 +48,12 @@ def main(words: Sequence[str] | None = None) -> int:
                 made = run_base(given.recipe, given.out, given.steps)
             else:
                 bundle = run_hyper(
-                    given.recipe, given.out, given.steps, base=given.base, command=command
+                    given.recipe,
+                    given.out,
+                    given.steps,
+                    base=given.base,
+                    freeze_base=given.freeze_base,
+                    command=command,
                 )
                 made = bundle.path
         except HyperdpError as error:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperdp.families import family_class
+from hyperdp.errors import UsageError
+from hyperdp.families import family_class, find_family, load_family
 from hyperdp.family import Family
 from hyperdp.pretrain import corpus as corpus_module
-from hyperdp.pretrain.fitting import fit
+from hyperdp.pretrain.fitting import check_fits, fit
 from hyperdp.pretrain.loop import Loop
 from hyperdp.pretrain.loop_config import LoopConfig, shared_out
 from hyperdp.pretrain.world import GlyphWorld, World
@@ -39,6 +40,25 @@ class BaseConfig:
     start: str = ""
 
 
+def _begin(config: BaseConfig) -> Family:
+    """The base as training begins with it.
+
+    Raises:
+        UsageError: `start` is of another family, or none that hyperdp knows.
+    """
+    kind = family_class(config.family)
+    if not config.start:
+        return kind.create(**config.model)
+    start = Path(config.start)
+    if (found := find_family(start).name) != kind.name:
+        raise UsageError(
+            expected=f'family = "{found}", which {start} is',
+            found=f'family = "{kind.name}"',
+            todo="Correct the recipe's family or its start.",
+        )
+    return load_family(start)
+
+
 def train_base(config: BaseConfig, folder: Path, world: World | None = None) -> Family:
     """Trains (or goes on training) a base model and saves it under `folder`.
 
@@ -52,8 +72,8 @@ def train_base(config: BaseConfig, folder: Path, world: World | None = None) -> 
     """
     world = GlyphWorld(corpus_module.open_corpus()) if world is None else world
     torch.manual_seed(config.loop.seed)
-    kind = family_class(config.family)
-    family: Family = kind.load(Path(config.start)) if config.start else kind.create(**config.model)
+    family = _begin(config)
+    check_fits(world, family.image_shape)
     family.prepare_training()
     device, shape = processes().device, family.image_shape
     family.to(device)

@@ -56,7 +56,13 @@ def run_base(recipe: str, out: Path | None, steps: int | None) -> Path:
 
 
 def run_hyper(
-    recipe: str, out: Path | None, steps: int | None, *, base: Path | None, command: str
+    recipe: str,
+    out: Path | None,
+    steps: int | None,
+    *,
+    base: Path | None,
+    freeze_base: bool = False,
+    command: str,
 ) -> Bundle | TextBundle:
     """Trains encoder and hypernetwork, or goes on with them.
 
@@ -65,6 +71,7 @@ def run_hyper(
         out: folder of the run; `runs/RECIPE` when None.
         steps: instead of the recipe's.
         base: any local diffusers folder of a family that hyperdp has; the recipe's when None.
+        freeze_base: leave the base as it is, whatever the recipe's `base_weight`.
         command: what was typed, for the record.
 
     Returns:
@@ -85,6 +92,7 @@ def run_hyper(
         )
         with claimed(folder, settings):
             return train_text_hyper(text_config, folder, texts, command=command)
+    values = {**values, "base_weight": 0.0} if freeze_base else values  # texts' is always frozen
     world = _open(values)
     config = build(HyperConfig, values)
     settings = run_settings("hyper", config, corpus=world.digest, base=Path(config.base))

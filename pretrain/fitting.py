@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from hyperdp.errors import UsageError
+from hyperdp.pretrain.world import GlyphWorld, World
 
 
 def fit(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -25,3 +29,24 @@ def fit(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
             flat, (height, width), mode="bilinear", antialias=True, align_corners=False
         ).clamp(-1, 1)
     return flat.expand(-1, channels, -1, -1).reshape(*images.shape[:-3], *shape)
+
+
+def check_fits(world: World, shape: tuple[int, int, int]) -> None:
+    """Refuses public records that cannot stand for what a base draws.
+
+    Args:
+        world: glyphs, which are drawn small and grey, or images of one's own, which have the base's
+            size, as private images are brought to it in one step.
+        shape: (C, H, W) of a record of the base.
+
+    Raises:
+        UsageError: they have other channels, or are of a corpus of another size.
+    """
+    found = tuple(world.records(1, 0, torch.Generator().manual_seed(0)).shape[1:])
+    sized = isinstance(world, GlyphWorld) or found[1:] == shape[1:]
+    if not sized or found[0] not in (1, shape[0]):
+        raise UsageError(
+            expected=f"public images of the base's own shape, {shape[0]} × {shape[1]} × {shape[2]}",
+            found=" × ".join(str(size) for size in found),
+            todo=f"Gather them with --size {shape[1]} --channels {shape[0]}.",
+        )

@@ -91,7 +91,7 @@ def loss_measure(bundle: Bundle, weights: Weights, queries: Tensor) -> float:
     rng = torch.Generator().manual_seed(0)
     place = (torch.randperm(count, generator=rng) + 0.5) / count
     s = torch.sigmoid(math.sqrt(2) * torch.erfinv(2 * place - 1))  # [count]
-    noise = torch.randn(queries.shape, generator=rng)
+    noise = torch.randn(count, *bundle.base.noise_shape, generator=rng)
     total = 0.0
     with adapters(bundle.base.model, weights):
         for part in torch.split(torch.arange(count), 64):

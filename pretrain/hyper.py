@@ -22,6 +22,7 @@ from hyperdp.narrow_norms import narrow_norms
 from hyperdp.pretrain import corpus as corpus_module
 from hyperdp.pretrain.begin import begin_with
 from hyperdp.pretrain.conditioning import Conditioning
+from hyperdp.pretrain.fitting import check_fits
 from hyperdp.pretrain.foretell import Foretell
 from hyperdp.pretrain.hyper_step import HyperStep
 from hyperdp.pretrain.loop import Loop
@@ -122,6 +123,7 @@ def train_hyper(
     torch.manual_seed(config.loop.seed)
     base, device = _open_base(config), processes().device
     shape = base.image_shape
+    check_fits(world, shape)
     sites = base.sites()
     encoder_values: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in config.encoder.items()

@@ -1,6 +1,6 @@
 """Public images of one's own, on disk: shards of pixels that are mapped into memory, and an index.
 
-    FOLDER/corpus.json           format, shape, names of the labels, shards
+    FOLDER/corpus.json           format, shape, names of the labels, shards and their SHA-256
     FOLDER/index.npz             label int32 [N] (-1 for none), split int8 [N]
     FOLDER/pixels-00000.npy      uint8 [n, C, H, W]
 
@@ -27,7 +27,9 @@ FORMAT = "hyperdp-images/1"
 INDEX = "corpus.json"
 SHARD = 8192  # records
 LEAST = 32  # records that a corpus needs in either split
-HELD_OUT_EVERY = 6  # labels; records where there are fewer labels
+HELD_OUT_EVERY = 6  # labels, or records
+LEAST_HELD_OUT = 3  # labels, so that held-out tasks differ
+FEW_LABELS = 9  # fewer than these, and records are held out instead
 Pixels = npt.NDArray[np.float32]
 Shape = tuple[int, int, int]
 
@@ -42,6 +44,7 @@ class ImageCorpus:
         split: int8 [N]: 0 train, 1 validation.
         labels: their names.
         shape: (C, H, W).
+        content: SHA-256 of each shard's file.
     """
 
     shards: list[npt.NDArray[np.uint8]]
@@ -49,14 +52,16 @@ class ImageCorpus:
     split: npt.NDArray[np.int8]
     labels: list[str]
     shape: Shape
+    content: list[str]
 
     def __len__(self) -> int:
         return len(self.label)
 
     @property
     def digest(self) -> str:
-        """Which labels there are and how records are split: 16 hexadecimal digits."""
-        found = hashlib.sha256(json.dumps([self.labels, list(self.shape)]).encode())
+        """Of all pixels, labels and how records are split: 16 hexadecimal digits."""
+        told = [self.labels, list(self.shape), self.content]
+        found = hashlib.sha256(json.dumps(told).encode())
         found.update(self.label.tobytes() + self.split.tobytes())
         return found.hexdigest()[:16]
 
@@ -89,8 +94,8 @@ def write_images(
         records: images float32 [C, H, W] in [-1, 1], each with its label or None.
         folder: is made, and must not exist.
         shape: (C, H, W).
-        held_out: labels for validation; every sixth, or every sixth record where there are fewer
-            labels than that, when empty.
+        held_out: labels for validation; when empty a sixth of them, but three at least; or every
+            sixth record of each where there are fewer than nine labels.
         left_out: labels that do not enter, because they stand for private data.
         shard: records in a file.
         progress: called with the records written.
@@ -110,11 +115,14 @@ def write_images(
         names: dict[str, int] = {}
         label: list[int] = []
         sizes: list[int] = []
+        content: list[str] = []
         waiting: list[npt.NDArray[np.uint8]] = []
         met: set[str] = set()
 
         def flush() -> None:
-            np.save(temporary / f"pixels-{len(sizes):05d}.npy", np.stack(waiting))
+            path = temporary / f"pixels-{len(sizes):05d}.npy"
+            np.save(path, np.stack(waiting))
+            content.append(_digest(path))
             sizes.append(len(waiting))
             waiting.clear()
 
@@ -147,7 +155,13 @@ def write_images(
                 todo="Give more data, or name other labels with --held-out.",
             )
         np.savez(temporary / "index.npz", label=labels, split=split)
-        told = {"format": FORMAT, "shape": list(shape), "labels": list(names), "shards": sizes}
+        told = {
+            "format": FORMAT,
+            "shape": list(shape),
+            "labels": list(names),
+            "shards": sizes,
+            "sha256": content,
+        }
         (temporary / INDEX).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     return open_images(folder)
 
@@ -156,12 +170,16 @@ def _split(
     labels: npt.NDArray[np.int32], names: list[str], held_out: set[str]
 ) -> npt.NDArray[np.int8]:
     """int8 [N]: whole labels where there are enough of them, single records elsewhere."""
-    if not held_out and len(names) >= HELD_OUT_EVERY:
-        held_out = set(sorted(names)[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY])
+    if not held_out and len(names) >= FEW_LABELS:
+        most, count = sorted(names), max(LEAST_HELD_OUT, len(names) // HELD_OUT_EVERY)
+        held_out = {most[len(names) * (2 * i + 1) // (2 * count)] for i in range(count)}
     if held_out:
         chosen = np.array([name in held_out for name in names] + [False])  # -1 is the last
         return np.asarray(chosen[labels], dtype=np.int8)
-    return np.asarray(np.arange(len(labels)) % HELD_OUT_EVERY == 0, dtype=np.int8)
+    split = np.zeros(len(labels), dtype=np.int8)
+    for label in np.unique(labels):
+        split[np.flatnonzero(labels == label)[::HELD_OUT_EVERY]] = 1
+    return split
 
 
 def open_images(folder: Path) -> ImageCorpus:
@@ -181,8 +199,11 @@ def open_images(folder: Path) -> ImageCorpus:
         ]
         with np.load(folder / "index.npz", allow_pickle=False) as index:
             label, split = index["label"], index["split"]
+        # A corpus from before there were digests has its files read once more.
+        content = told.get("sha256") or [_digest(Path(str(s.filename))) for s in shards]
         sound = (
             [len(shard) for shard in shards] == told["shards"]
+            and len(content) == len(shards)
             and len(label) == len(split) == sum(told["shards"])
             and all(s.shape[1:] == shape and s.dtype == np.uint8 for s in shards)
         )
@@ -195,5 +216,15 @@ def open_images(folder: Path) -> ImageCorpus:
             todo="Write it with `hyperdp pretrain images`.",
         ) from error
     return ImageCorpus(
-        shards=shards, label=label, split=split, labels=list(told["labels"]), shape=shape
+        shards=shards,
+        label=label,
+        split=split,
+        labels=list(told["labels"]),
+        shape=shape,
+        content=[str(one) for one in content],
     )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

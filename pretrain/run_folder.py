@@ -20,6 +20,9 @@ RECIPE = "recipe.json"
 FREE = {f"loop.{name}" for name in ("steps", "tracker", "checkpoint_every", "log_every")}
 """What may be another when a run goes on: nothing that is trained depends on it but its length."""
 
+SINCE = {"base_settings"}
+"""What runs that were begun earlier did not note: it is taken as it is now."""
+
 BEGUN = (CHECKPOINT, f"foretell/{CHECKPOINT}", "tokenizer.json")  # a run leaves one of them first
 SHOWN = 4  # of the keys that differ
 
@@ -36,6 +39,7 @@ def run_settings(kind: str, config: Any, *, corpus: str, base: Path | None = Non
     values = {"kind": kind, "corpus": corpus, **dataclasses.asdict(config)}
     if base is not None:
         values["base"] = f"weights {_weights_digest(base)}"  # wherever they lie
+        values["base_settings"] = _settings_digest(base)
     return json.loads(json.dumps(values, default=str))
 
 
@@ -77,7 +81,9 @@ def _agree(folder: Path, settings: Mapping[str, Any]) -> None:
         differ = [
             f"{key} ({before.get(key, 'none')} before, {now.get(key, 'none')} now)"
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and key not in FREE
+            if before.get(key) != now.get(key)
+            and key not in FREE
+            and not (key in SINCE and key not in before)
         ]
         if differ:
             more = f" and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
@@ -101,6 +107,20 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
         else:
             flat[before + key] = value
     return flat
+
+
+def _settings_digest(folder: Path) -> str:
+    """SHA-256 of what a base model is besides weights, 16 hexadecimal digits.
+
+    That is its parts' configurations, its scheduler's, its tokenizer and its prompt.
+    """
+    digest = hashlib.sha256()
+    own = [folder / name for name in ("config.json", "prompt.json", "tokenizer.json")]
+    parts = [file for kind in ("*/*.json", "*/*.txt") for file in folder.glob(kind)]
+    for file in sorted([*filter(Path.is_file, own), *parts]):
+        if file.parent == folder or not (file.parent / CHECKPOINT).exists():
+            digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _weights_digest(folder: Path) -> str:

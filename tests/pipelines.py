@@ -24,7 +24,8 @@ from tests.worlds import TINY_UNET
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def _vae() -> AutoencoderKL:
+def vae() -> AutoencoderKL:
+    """An autoencoder of 16×16 colour images with 8×8 latents of four channels."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -69,7 +70,7 @@ def stable_diffusion_folder(folder: Path) -> Path:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
     pipeline = StableDiffusionPipeline(
-        vae=_vae(),
+        vae=vae(),
         text_encoder=text,
         tokenizer=tokenizer,
         unet=unet,
@@ -89,7 +90,7 @@ def dit_folder(folder: Path) -> Path:
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2,
         sample_size=8, patch_size=2, num_embeds_ada_norm=1000, norm_num_groups=4,
     )  # fmt: skip
-    DiTPipeline(transformer=transformer, vae=_vae(), scheduler=DDIMScheduler()).save_pretrained(
+    DiTPipeline(transformer=transformer, vae=vae(), scheduler=DDIMScheduler()).save_pretrained(
         folder
     )
     return folder

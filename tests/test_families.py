@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -18,21 +20,23 @@ from diffusers import (
 
 from hyperdp.bundle import Bundle, BundleConfig, load_bundle, save_bundle
 from hyperdp.encoder import Encoder, EncoderConfig
-from hyperdp.errors import UsageError
+from hyperdp.errors import UsageError, VerificationError
 from hyperdp.eval.emission_bench import sd15_unet
 from hyperdp.families import FAMILIES, find_family, load_family, need_flow
-from hyperdp.family import Family
+from hyperdp.family import Family, UNetFlow
 from hyperdp.hypernetwork import Hypernetwork, HypernetworkConfig
 from hyperdp.lora import adapters, attach_peft, describe_sites, load_peft, pick, save_peft
-from hyperdp.noising import Noising
+from hyperdp.noising import SAMPLERS, Noising
 from hyperdp.stable_diffusion import Prompt, StableDiffusion, attention_sites
 from hyperdp.unconditional import DiT, UNetDiffusion
+from hyperdp.verification import verify
 from tests.pipelines import (
     ddpm_folder,
     dit_folder,
     stable_diffusion_folder,
+    vae,
 )
-from tests.worlds import tiny_family
+from tests.worlds import TINY_UNET, tiny_family
 
 FOLDERS = {
     "unet-diffusion": ddpm_folder,
@@ -78,6 +82,9 @@ def test_a_folder_is_known_for_what_it_is(folder: Path, tmp_path: Path):
 
 def test_a_scheduler_that_diffusers_does_not_have_is_refused(tmp_path: Path):
     (tmp_path / "unet").mkdir()
+    with pytest.raises(UsageError, match="configuration of a diffusers model"):
+        find_family(tmp_path)
+    (tmp_path / "unet/config.json").write_text('{"_class_name": "UNet2DModel"}')
     with pytest.raises(UsageError, match="scheduler"):
         find_family(tmp_path)
     (tmp_path / "scheduler").mkdir()
@@ -118,6 +125,110 @@ def test_noising_of_flow_matching_is_the_straight_line():
 def test_an_unknown_prediction_is_refused():
     with pytest.raises(UsageError, match="'flow_prediction'"):
         Noising(DDPMScheduler(prediction_type="flow_prediction"))
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_every_sampler_that_is_taken_asks_at_the_timesteps_of_training(name: str):
+    scheduler = getattr(diffusers, name)()
+    noising = Noising(scheduler)
+    scheduler.set_timesteps(6)
+    asked = scheduler.timesteps
+    assert len(asked) >= 6 and float(asked.min()) >= 0
+    assert 700 < float(asked.max()) <= noising.steps - 1  # the noisy end of what training asks at
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "found"),
+    [
+        (diffusers.EDMEulerScheduler(), "EDMEulerScheduler"),
+        (diffusers.CMStochasticIterativeScheduler(), "CMStochastic"),
+        (diffusers.ScoreSdeVeScheduler(), "ScoreSdeVe"),
+        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting"),
+    ],
+)
+def test_a_scheduler_of_another_process_is_refused(scheduler, found: str):
+    with pytest.raises(UsageError, match=found):
+        Noising(scheduler)
+
+
+def test_flow_matching_is_asked_at_its_own_number_of_timesteps():
+    asked = []
+    unet = tiny_family().model
+    family = UNetFlow(unet, FlowMatchEulerDiscreteScheduler(num_train_timesteps=500))
+    unet.register_forward_pre_hook(lambda _, given: asked.append(given[1]))
+    images = torch.zeros(2, *family.image_shape)
+    family.loss_at(images, torch.tensor([0.5, 0.999]), torch.zeros_like(images))
+    family.adapter_loss(images[None], images[None], torch.Generator().manual_seed(0))
+    assert asked[0].tolist() == pytest.approx([250, 499.5])
+    assert float(torch.cat(asked).max()) < 500
+
+
+def _as_config(folder: Path, part: str = "unet", **changes: object) -> None:
+    path = folder / part / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_pipeline_of_another_kind_is_refused_and_one_in_latents_taken_as_such(tmp_path: Path):
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(**{**TINY_UNET, "sample_size": 8, "in_channels": 4,
+                                    "out_channels": 4})  # fmt: skip
+    unet.save_pretrained(tmp_path / "unet")
+    DDIMScheduler().save_pretrained(tmp_path / "scheduler")
+    vae().save_pretrained(tmp_path / "vae")
+    family = load_family(tmp_path)
+    assert isinstance(family, UNetDiffusion)
+    assert (family.image_shape, family.noise_shape) == ((3, 16, 16), (4, 8, 8))
+    drawn = family.sample(2, seed=0, steps=2)
+    assert drawn.shape == (2, 3, 16, 16)
+    family.save(tmp_path / "again")
+    assert torch.equal(load_family(tmp_path / "again").sample(2, seed=0, steps=2), drawn)
+    (tmp_path / "vae").rename(tmp_path / "vqvae")  # as LDMPipeline has it
+    with pytest.raises(UsageError, match="vqvae"):
+        load_family(tmp_path)
+    (tmp_path / "vqvae").rename(tmp_path / "elsewhere")
+    _as_config(tmp_path, _class_name="PriorTransformer")
+    with pytest.raises(UsageError, match="PriorTransformer"):
+        load_family(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"sample_size": None}, "sample_size = None"),
+        ({"sample_size": [16, 24]}, "sample_size"),
+        ({"num_class_embeds": 10}, "num_class_embeds = 10"),
+        ({"block_out_channels": [3, 5]}, "safetensors weights"),
+    ],
+)
+def test_a_network_that_no_loss_is_made_for_is_refused(tmp_path: Path, changes, found: str):
+    ddpm_folder(tmp_path)
+    _as_config(tmp_path, **changes)
+    with pytest.raises(UsageError, match=found):
+        load_family(tmp_path)
+
+
+def test_damaged_weights_are_refused(tmp_path: Path):
+    weights = ddpm_folder(tmp_path) / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="safetensors weights"):
+        load_family(tmp_path)
+    weights.unlink()
+    with pytest.raises(UsageError, match="safetensors weights"):
+        load_family(tmp_path)
+
+
+def test_a_learned_variance_is_left_out_and_flow_matching_has_none(tmp_path: Path):
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(**{**TINY_UNET, "out_channels": 2 * TINY_UNET["in_channels"]})
+    unet.save_pretrained(tmp_path / "unet")
+    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    family = load_family(tmp_path)
+    assert family.sample(1, seed=0, steps=2).shape == (1, *family.image_shape)
+    images = torch.zeros(2, *family.image_shape)
+    assert family.loss(images, torch.Generator().manual_seed(0)).shape == (2,)
+    FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(UsageError, match="channels in"):
+        load_family(tmp_path)
 
 
 def test_the_loss_is_that_of_the_answer(family: Family):
@@ -313,6 +424,42 @@ def test_from_private_images_to_the_stock_pipelines_images(sd_folder, tmp_path, 
     torch.testing.assert_close(hooked, adapted, rtol=0, atol=1e-4)
 
 
+def test_a_fit_of_stable_diffusion_loads_into_the_stock_pipeline_and_verifies(
+    sd_folder, tmp_path, monkeypatch
+):
+    import numpy as np
+
+    from hyperdp.adapter_files import PIPELINE_FILE
+    from hyperdp.budget import PrivacyBudget
+    from hyperdp.ledger import Ledger
+    from hyperdp.private.learners.config import FitConfig, Pace
+    from hyperdp.private.learners.fit import fit
+    from hyperdp.private.records import Record
+
+    monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "config"))
+    bundle = _sd_bundle(sd_folder, tmp_path / "bundle")
+    pixels = np.random.default_rng(0).uniform(-1, 1, (6, 3, 16, 16)).astype(np.float32)
+    out = tmp_path / "out"
+    fit(
+        [Record(image=image) for image in pixels], bundle=bundle, out=out, dataset="scans",
+        config=FitConfig(method="dpsgd", size=6, expected_batch=3, steps=2, rank=2),
+        budget=PrivacyBudget(epsilon=4.0, delta=1e-4), ledger=Ledger(tmp_path / "ledger.db"),
+        pace=Pace(microbatch=3),
+    )  # fmt: skip
+    assert PIPELINE_FILE in {claim.name for claim in verify(out)}
+    pipeline = StableDiffusionPipeline.from_pretrained(bundle.path, torch_dtype=torch.float32)
+    pipeline.load_lora_weights(out)
+    assert pipeline.get_active_adapters()
+    path = out / PIPELINE_FILE
+    good = path.read_bytes()
+    path.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
+    with pytest.raises(VerificationError, match=PIPELINE_FILE.replace(".", r"\.")):
+        verify(out)
+    path.unlink()
+    with pytest.raises(VerificationError, match=PIPELINE_FILE.replace(".", r"\.")):
+        verify(out)
+
+
 def test_a_prompt_reaches_loss_and_images(sd_folder: Path):
     family = StableDiffusion.load(sd_folder)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
@@ -348,6 +495,21 @@ def test_a_fresh_stable_diffusion_and_a_broken_folder_are_refused(tmp_path: Path
         StableDiffusion.create(sample_size=8)
     with pytest.raises(UsageError, match="StableDiffusionPipeline"):
         StableDiffusion.load(tmp_path)
+    sd = stable_diffusion_folder(tmp_path / "sd")
+    (sd / "prompt.json").write_text('{"text": "a cat", "size": 3}')
+    with pytest.raises(UsageError, match="guidance_scale"):
+        load_family(sd)
+    (sd / "prompt.json").unlink()
+    (sd / "text_encoder_2").mkdir()
+    with pytest.raises(UsageError, match="text_encoder_2"):
+        load_family(sd)
+    (sd / "text_encoder_2").rmdir()
+    unet = diffusers.UNet2DConditionModel.from_config({
+        **json.loads((sd / "unet/config.json").read_text()), "in_channels": 9,
+    })  # fmt: skip
+    unet.save_pretrained(sd / "unet")
+    with pytest.raises(UsageError, match="paint into"):
+        load_family(sd)
 
 
 def test_the_layout_of_stable_diffusion_15_fits_a_small_hypernetwork():

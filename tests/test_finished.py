@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
+from hyperdp.adapter_files import ADAPTER_FILES, PIPELINE_FILE
 from hyperdp.errors import VerificationError
-from hyperdp.lora import describe_sites
+from hyperdp.families import load_family
+from hyperdp.lora import adapters, describe_sites
 from hyperdp.private.finetune import fresh_adapter
 from hyperdp.private.learners import finished
+from tests.pipelines import stable_diffusion_folder
 from tests.worlds import tiny_family
 
 
@@ -26,6 +30,23 @@ def test_an_adapter_passes_however_quiet_it_is(size):
     family = tiny_family()
     files = finished.saved_adapter(family, adapter(family, size), base_name="tiny")
     assert sorted(files) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_an_adapter_of_stable_diffusion_is_one_that_the_stock_pipeline_loads(tmp_path):
+    folder = stable_diffusion_folder(tmp_path / "sd")
+    family = load_family(folder)
+    weights = adapter(family, 0.5)
+    files = finished.saved_adapter(family, weights, base_name="tiny")
+    assert sorted(files) == [*sorted(ADAPTER_FILES), PIPELINE_FILE]
+    (tmp_path / "adapter").mkdir()
+    for name, data in files.items():
+        (tmp_path / "adapter" / name).write_bytes(data)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.load_lora_weights(tmp_path / "adapter")
+    assert pipeline.get_active_adapters()
+    with adapters(family.model, weights):
+        ours = family.response(family.model)
+    torch.testing.assert_close(family.response(pipeline.unet), ours, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-6])

@@ -101,6 +101,11 @@ def test_any_changed_byte_of_the_adapter_or_the_certificate_is_found(bundle, tmp
             verify(tmp_path / "out")
         path.write_bytes(good)
     verify(tmp_path / "out")
+    # Nobody vouches for a file of a stock pipeline that the certificate does not name.
+    other = tmp_path / "out" / "pytorch_lora_weights.safetensors"
+    other.write_bytes((tmp_path / "out" / "adapter_model.safetensors").read_bytes())
+    with pytest.raises(VerificationError, match="pytorch_lora_weights"):
+        verify(tmp_path / "out")
 
 
 def test_settings_that_differ_from_what_was_accounted_for_are_found(bundle, tmp_path):

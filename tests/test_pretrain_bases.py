@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -11,10 +12,15 @@ from typer.testing import CliRunner
 from hyperdp.bundle import load_bundle
 from hyperdp.cli.pretrain import app
 from hyperdp.errors import UsageError
+from hyperdp.families import load_family
 from hyperdp.lora import attach_peft, pick, save_peft
+from hyperdp.pretrain.base import BaseConfig, train_base
 from hyperdp.pretrain.corpus_sample import open_sample
-from hyperdp.pretrain.fitting import fit
+from hyperdp.pretrain.fitting import check_fits, fit
 from hyperdp.pretrain.hyper import train_hyper
+from hyperdp.pretrain.image_corpus import write_images
+from hyperdp.pretrain.image_tasks import ImageWorld
+from hyperdp.pretrain.loop_config import LoopConfig
 from hyperdp.pretrain.world import GlyphWorld
 from tests.pipelines import ddpm_folder, dit_folder, stable_diffusion_folder
 from tests.test_pretrain_scale import RECIPE, _config
@@ -30,6 +36,45 @@ def test_records_are_fitted_to_the_base():
     torch.testing.assert_close(back[:1, 1:-1, 1:-1], small[0, 0][:, 1:-1, 1:-1], atol=0.01, rtol=0)
     flat = fit(torch.full((2, 1, 28, 28), -1.0), (3, 16, 16))
     torch.testing.assert_close(flat, torch.full((2, 3, 16, 16), -1.0))
+
+
+def test_records_of_another_shape_than_the_base_s_are_refused(tmp_path: Path):
+    def own(channels: int, size: int) -> ImageWorld:
+        pixels = np.zeros((channels, size, size), np.float32)
+        folder = tmp_path / f"{channels}-{size}"
+        return ImageWorld(write_images([(pixels, None)] * 200, folder, (channels, size, size)))
+
+    check_fits(own(3, 16), (3, 16, 16))
+    check_fits(own(1, 16), (3, 16, 16))  # as private grey images are read
+    check_fits(GlyphWorld(open_sample()), (3, 64, 64))
+    for channels, size, shape in ((3, 8, (3, 16, 16)), (3, 32, (3, 16, 16)), (3, 24, (1, 24, 24))):
+        with pytest.raises(UsageError, match=f"--size {shape[1]} --channels {shape[0]}"):
+            check_fits(own(channels, size), shape)
+
+
+def test_a_base_begins_with_one_of_its_own_family(tmp_path: Path):
+    start = ddpm_folder(tmp_path / "ddpm")
+    loop = LoopConfig(steps=1, workers=1)
+    with pytest.raises(UsageError, match='family = "unet-diffusion"'):
+        train_base(BaseConfig(start=str(start), loop=loop), tmp_path / "run")
+    config = BaseConfig(family="unet-diffusion", start=str(start), loop=loop, batch_size=2)
+    made = train_base(config, tmp_path / "run", GlyphWorld(open_sample()))
+    assert type(made.scheduler) is type(load_family(start).scheduler)
+
+
+def test_a_base_that_is_frozen_stays_as_it_was(tmp_path: Path):
+    base = ddpm_folder(tmp_path / "base")
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE.format(base="nowhere", steps=2))
+    before = load_family(base).model.state_dict()
+    same = {}
+    for word in ("--freeze-base", "--base"):
+        words = ["hyper", str(recipe), "--base", str(base), "-o", str(tmp_path / word), word]
+        result = CliRunner().invoke(app, words + ([str(base)] if word == "--base" else []))
+        assert result.exit_code == 0, result.output
+        after = load_bundle(tmp_path / word / "bundle").base.model.state_dict()
+        same[word] = all(torch.equal(after[k], v.half().float()) for k, v in before.items())
+    assert same == {"--freeze-base": True, "--base": False}
 
 
 @pytest.mark.parametrize("make", [ddpm_folder, dit_folder, stable_diffusion_folder])

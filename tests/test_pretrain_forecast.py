@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from hyperdp.cli._app import run
+from hyperdp.families import load_family
 from hyperdp.forecast import Forecast
 from hyperdp.lora import Weights
 from hyperdp.pretrain import task_files
@@ -29,6 +31,7 @@ from hyperdp.pretrain.foreign import draw_foreign
 from hyperdp.pretrain.guard import GuardConfig, make_guard
 from hyperdp.pretrain.task_files import TaskFiles
 from hyperdp.pretrain.world import GlyphWorld
+from tests.pipelines import stable_diffusion_folder
 from tests.worlds import tiny_bundle
 
 
@@ -109,6 +112,13 @@ def test_the_loss_is_the_same_for_the_same_adapter_and_differs_for_another(tmp_p
         adapter = bundle.hypernetwork(mean, level)
     assert loss_measure(bundle, {}, queries) == loss_measure(bundle, {}, queries)
     assert loss_measure(bundle, adapter, queries) != loss_measure(bundle, {}, queries)
+
+
+def test_the_loss_of_a_base_in_latents_has_noise_of_their_shape(tmp_path: Path) -> None:
+    base = load_family(stable_diffusion_folder(tmp_path / "sd"))
+    assert base.noise_shape != base.image_shape
+    bundle = SimpleNamespace(base=base)
+    assert loss_measure(bundle, {}, torch.zeros(3, *base.image_shape)) > 0
 
 
 def test_a_guard_of_the_sample_corpus_is_whole_and_small(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def records(each: int = 40, labels: list[str] = LABELS):
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> ImageCorpus:
-    return write_images(records(), tmp_path / "c", SHAPE, shard=37)
+    return write_images(records(), tmp_path / "c", SHAPE, held_out=["label-3"], shard=37)
 
 
 def test_what_is_written_comes_back_in_any_order(corpus: ImageCorpus, tmp_path: Path):
@@ -62,6 +62,12 @@ def test_whole_labels_are_held_out_and_some_never_enter(corpus: ImageCorpus, tmp
     assert "label-7" not in chosen.labels and len(chosen) == 280
     named = [chosen.labels[i] for i in np.unique(chosen.label[chosen.split == 1])]
     assert named == ["label-1", "label-2"]
+    for count, kept in ((9, 3), (17, 3), (18, 3), (30, 5), (8, 0)):
+        many = [f"label-{i:02d}" for i in range(count)]
+        by_rule = write_images(records(30, many), tmp_path / f"of-{count}", SHAPE)
+        held = np.unique(by_rule.label[by_rule.split == 1])
+        assert len(held) == (kept or count)  # a sixth, three at least; of few labels, of each some
+        assert bool(kept) == (not {*held} & {*by_rule.label[by_rule.split == 0]})
     plain = write_images(((p, None) for p, _ in records(60)), tmp_path / "e", SHAPE)
     assert (plain.label == -1).all() and int(plain.split.sum()) == 80
 
@@ -78,6 +84,19 @@ def test_nothing_is_left_of_a_corpus_that_cannot_be(given: dict, found: str, tmp
     (tmp_path / "c").mkdir()
     with pytest.raises(UsageError, match="new"):
         write_images(records(), tmp_path / "c", SHAPE)
+
+
+def test_a_corpus_of_other_pixels_is_another(corpus: ImageCorpus, tmp_path: Path):
+    same = write_images(records(), tmp_path / "d", SHAPE, held_out=["label-3"], shard=37)
+    assert same.digest == corpus.digest
+    dark = write_images(((-p, name) for p, name in records()), tmp_path / "e", SHAPE,
+                        held_out=["label-3"], shard=37)  # fmt: skip
+    assert np.array_equal(dark.label, corpus.label) and dark.digest != corpus.digest
+    index = tmp_path / "d" / INDEX
+    told = json.loads(index.read_text())
+    del told["sha256"]  # as a corpus was before
+    index.write_text(json.dumps(told))
+    assert open_images(tmp_path / "d").digest == corpus.digest
 
 
 def test_a_damaged_corpus_is_refused(corpus: ImageCorpus, tmp_path: Path):
@@ -209,8 +228,30 @@ bottleneck = 8
 """
 
 
+def _check_public_and_private(
+    words: list[str], gather: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was released is public nowhere, but for what lies in a folder that does not enter."""
+    photos = folder / "photos"
+    capsys.readouterr()
+    assert run(words) == 0
+    assert "gathered as public" not in capsys.readouterr().err
+    assert run([*gather[:4], str(folder / "again"), *gather[5:]]) == 0
+    (folder / "other" / "label-8").mkdir(parents=True)
+    for source, never in ((photos / "label-0", "label-8"), (photos, "label-7")):
+        odd = ["pretrain", "images", str(folder / "other"), str(source), "-o", str(folder / "odd"),
+               "--label-column", "folder", "--leave-out", never]  # fmt: skip
+        assert run(odd) == 2
+        assert "of which a private release was made" in capsys.readouterr().err
+    other = [words[0], str(photos / "label-4"), *words[2:-1], str(folder / "known")]
+    assert run(other) == 0
+    assert "gathered as public" in capsys.readouterr().err
+    assert run([*gather[:4], str(photos / "corpus"), *gather[5:]]) == 2
+    assert "outside of the data" in capsys.readouterr().err
+
+
 def test_from_a_folder_of_ones_own_to_a_private_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """As a user goes: images, base, hypernetwork, then a private folder of the same kind."""
     monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "config"))
@@ -221,17 +262,17 @@ def test_from_a_folder_of_ones_own_to_a_private_adapter(
             pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
     corpus = tmp_path / "corpus"
-    words = ["pretrain", "images", str(tmp_path / "photos"), "-o", str(corpus), "--size", "16",
+    gather = ["pretrain", "images", str(tmp_path / "photos"), "-o", str(corpus), "--size", "16",
              "--label-column", "folder", "--leave-out", "label-0",
              "--held-out", "label-1,label-2,label-3"]  # fmt: skip
-    assert run(words) == 0
+    assert run(gather) == 0
     private = open_dataset(tmp_path / "photos" / "label-4", image_shape=SHAPE)
     one = next(private.records()).image
     rows = np.arange(len(open_images(corpus)), dtype=np.int64)
     assert (open_images(corpus).images(rows) - torch.from_numpy(one)).abs().amax(
         (1, 2, 3)
     ).min() < 0.01
-    assert run(words) == 2  # it is there already
+    assert run(gather) == 2  # it is there already
 
     base, hyper = tmp_path / "base.toml", tmp_path / "hyper.toml"
     base.write_text(BASE.format(corpus=corpus))
@@ -255,7 +296,7 @@ def test_from_a_folder_of_ones_own_to_a_private_adapter(
     assert told["recipe"]["mix"]["style"] == 0.3 and told["recipe"]["mix"]["label"] == 0.40
     words = ["private", str(tmp_path / "photos" / "label-0"), "--bundle", str(bundle.path),
              "--epsilon", "8", "--delta", "1e-5", "-o", str(tmp_path / "out")]  # fmt: skip
-    assert run(words) == 0
+    _check_public_and_private(words, gather, tmp_path, capsys)
 
     hyper.write_text(HYPER.format(corpus=corpus, base=tmp_path / "base").replace("style", "chars"))
     assert run(["pretrain", "hyper", str(hyper), "-o", str(tmp_path / "wrong")]) == 2

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from hyperdp.errors import DataError
 from hyperdp.private.readers import open_dataset
@@ -76,6 +77,17 @@ def test_one_image_and_mixed_sizes_and_modes(tmp_path):
     picture(257 * 9, (8, 8), "I;16").save(tmp_path / "4.tiff")
     records = list(open_dataset(tmp_path, image_shape=SHAPE).records())
     assert [record.image.shape for record in records] == [SHAPE] * 4
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_a_transparent_value_of_sixteen_bits_is_black(tmp_path, invert):
+    values = np.full((8, 8), 60_000, np.uint16)
+    values[:, :4] = 30_000
+    Image.fromarray(values).save(tmp_path / "1.png", transparency=30_000)
+    [record] = open_dataset(tmp_path, image_shape=(1, 8, 8), invert=invert).records()
+    shown = (65_535 - 60_000 if invert else 60_000) / 65_535 * 2 - 1
+    np.testing.assert_allclose(record.image[0, :, :3], -1, atol=1e-6)
+    np.testing.assert_allclose(record.image[0, :, 5:], shown, atol=0.01)
 
 
 def test_what_file_managers_leave_is_no_record_whatever_is_in_it(tmp_path):

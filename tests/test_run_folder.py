@@ -31,10 +31,11 @@ from hyperdp.pretrain.corpus_sample import open_sample
 from hyperdp.pretrain.faces import Face
 from hyperdp.pretrain.loop import Loop
 from hyperdp.pretrain.loop_config import LoopConfig
-from hyperdp.pretrain.run_folder import LOCK, RECIPE
+from hyperdp.pretrain.run_folder import LOCK, RECIPE, claimed, run_settings
 from hyperdp.pretrain.tasks import Parting, TaskMix, TaskSampler
 from hyperdp.pretrain.values import build
 from tests.guards import gaussian_guard
+from tests.pipelines import stable_diffusion_folder
 from tests.test_plan import _table
 from tests.worlds import tiny_bundle
 
@@ -139,6 +140,47 @@ def test_a_run_goes_on_with_its_own_recipe_base_and_corpus_alone(
     assert run_hyper(free, out, 2, base=None, command="").hash
     told = json.loads((out / RECIPE).read_text())
     assert told["loop"]["checkpoint_every"] == 7 and told["corpus"]
+
+
+def test_a_base_with_another_scheduler_or_prompt_is_another_base(tmp_path: Path) -> None:
+    base = stable_diffusion_folder(tmp_path / "sd")
+    config, out = {"loop": {"steps": 3}}, tmp_path / "run"
+
+    @dataclasses.dataclass
+    class Config:
+        loop: dict[str, int]
+
+    def begin() -> None:
+        with claimed(out, run_settings("hyper", Config(**config), corpus="c", base=base)):
+            (out / CHECKPOINT).touch()
+
+    begin()
+    begin()
+    scheduler = base / "scheduler" / "scheduler_config.json"
+    whole = scheduler.read_text()
+    scheduler.write_text(json.dumps({**json.loads(whole), "prediction_type": "v_prediction"}))
+    with pytest.raises(UsageError, match="another base_settings"):
+        begin()
+    scheduler.write_text(whole)
+    (base / "prompt.json").write_text('{"text": "a dog"}')
+    with pytest.raises(UsageError, match="another base_settings"):
+        begin()
+    # A run from before this was noted takes it as it is now.
+    told = json.loads((out / RECIPE).read_text())
+    del told["base_settings"]
+    (out / RECIPE).write_text(json.dumps(told))
+    begin()
+    assert "base_settings" in json.loads((out / RECIPE).read_text())
+
+
+def test_dropout_and_threads_that_share_a_generator_do_not_go_together(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.2))
+    for workers, p in ((1, 0.2), (2, 0.0)):
+        module[1].p = p
+        Loop(LoopConfig(steps=1, workers=workers), module, lambda *_: None, tmp_path / f"{workers}")
+    module[1].p = 0.2
+    with pytest.raises(UsageError, match="dropout"):
+        Loop(LoopConfig(steps=1, workers=2), module, lambda *_: None, tmp_path / "both")
 
 
 def test_one_process_trains_in_a_folder(tmp_path: Path, base: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NOT_JUDGED = (
     "Whether the data is like the public data was not judged: the bundle has no calibration data."
 )
-MAKE_IT = "`hyperdp pretrain forecast` makes it."
+MAKE_IT = "`hyperdp pretrain forecast BUNDLE` makes it (--corpus for images of your own)."
 
 UNLABELLED = (
     "warning: training on public records helped labelled releases of images alone; after others, "

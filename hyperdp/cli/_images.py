@@ -10,11 +10,11 @@ import typer
 
 from hyperdp.cli import _options as o
 from hyperdp.cli._bars import counting_bar
-from hyperdp.cli._opening import check_public
+from hyperdp.cli._opening import check_out, check_public
 from hyperdp.cli._options import split_classes
 
 if TYPE_CHECKING:
-    from hyperdp.pretrain.image_corpus import Pixels
+    from hyperdp.pretrain.image_corpus import ImageCorpus, Pixels
     from hyperdp.private.readers import Dataset
 
 
@@ -37,7 +37,7 @@ def images_command(
     ] = None,
     held_out: Annotated[
         str | None,
-        typer.Option("--held-out", help="Labels for validation; every sixth by default."),
+        typer.Option("--held-out", help="Labels for validation; a sixth of them by default."),
     ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
@@ -56,9 +56,15 @@ def images_command(
     from hyperdp.pretrain.image_corpus import write_images
     from hyperdp.private.readers import open_dataset
 
-    if left_out is None:  # else a part of it may be what is private, by its label
-        for path in data:
-            check_public(path, todo="Name public images, or the private labels with --leave-out.")
+    never = split_classes(left_out) or ()
+    for path in data:
+        check_out(out, path)
+        # A folder of a label that does not enter may be what is private.
+        check_public(
+            path,
+            todo="Name public images; of a folder with sub-folders, private ones with --leave-out.",
+            apart=never if label_column == "folder" else (),
+        )
     shape = (channels, size, size)
     sources = [
         open_dataset(
@@ -78,14 +84,45 @@ def images_command(
             out,
             shape,
             held_out=split_classes(held_out) or (),
-            left_out=split_classes(left_out) or (),
+            left_out=never,
             progress=lambda done: bar.update(shown, completed=done),
         )
+    for path in data:
+        _remember(path, made, by_folder=label_column == "folder")
     train, kept = int((made.split == 0).sum()), int((made.split == 1).sum())
     typer.echo(
         f"{train:,} images to train on, {kept:,} held out, {len(made.labels)} labels in {out}"
     )
+    _warn_of_few(made)
     typer.echo(f'Next: corpus = "{out}" in a recipe; see pretrain/recipes/images.toml')
+
+
+def _remember(path: Path, made: ImageCorpus, *, by_folder: bool) -> None:
+    """Notes what was read as public, so that a later release of it can say so."""
+    from hyperdp import keys
+
+    place = path.expanduser().resolve()
+    inside = [place / label for label in made.labels] if by_folder else []
+    for folder in [one for one in inside if one.is_dir()] or [place]:
+        keys.remember_public(folder)
+
+
+def _warn_of_few(made: ImageCorpus) -> None:
+    """Says where labels have too few images to be tasks."""
+    from hyperdp.pretrain.image_tasks import ImageTaskMix, ImageTaskSampler
+
+    few = {
+        part: ImageTaskSampler(made, split, ImageTaskMix(cluster=0.0))
+        for split, part in ((0, "to train on"), (1, "held out"))
+    }
+    for part, sampler in few.items():
+        if made.labels and len(sampler.labels) < 2:
+            typer.echo(
+                f"warning: of the labels {part} {len(sampler.labels)} have the "
+                f"{sampler.min_pool} images that a task is made of. Tasks will hardly differ: give "
+                "more images of each, coarser labels, or other ones with --held-out.",
+                err=True,
+            )
 
 
 def fashion_command(

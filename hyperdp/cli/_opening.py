@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,9 +69,9 @@ def charged_to(opened: Dataset | TextDataset, dataset: str | None) -> str:
 
     name = str(opened.path) if dataset is None else dataset
     own = keys.dataset_fingerprint(name)
-    if dataset is not None and os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         for path, other in keys.spent_sources():
-            if other != own and keys.overlap(opened.path, path):
+            if dataset is not None and other != own and keys.overlap(opened.path, path):
                 known = keys.known_name(other) or str(path)
                 typer.echo(
                     f"warning: data at {path} has spent the budget of {known!r}. Where it is the "
@@ -78,6 +79,13 @@ def charged_to(opened: Dataset | TextDataset, dataset: str | None) -> str:
                     err=True,
                 )
                 break
+        if any(keys.overlap(opened.path, path) for path in keys.public_sources()):
+            typer.echo(
+                f"warning: data at {opened.path} was gathered as public by `hyperdp pretrain "
+                "images`. What a bundle that was trained on it knows of these records is in no "
+                "certificate: take a bundle that never saw them.",
+                err=True,
+            )
     keys.remember_source(own, opened.path)
     return name
 
@@ -109,12 +117,13 @@ def check_out(out: Path, data: Path, *, option: str = "--out", new: bool = False
         )
 
 
-def check_public(source: Path, *, todo: str) -> None:
+def check_public(source: Path, *, todo: str, apart: Sequence[str] = ()) -> None:
     """Refuse to read as public what this account has made a private release of, or a part of it.
 
     Args:
         source: what is about to be read without privacy.
         todo: what to do instead.
+        apart: folders in it that are not read.
 
     Raises:
         UsageError: it is, lies in, or holds such data.
@@ -122,7 +131,8 @@ def check_public(source: Path, *, todo: str) -> None:
     from hyperdp import keys
 
     place = source.expanduser().resolve()
-    if any(keys.overlap(place, path) for path, _ in keys.spent_sources()):
+    spent = [path for path, _ in keys.spent_sources() if keys.overlap(place, path)]
+    if any(not any(place / name in (path, *path.parents) for name in apart) for path in spent):
         raise UsageError(
             expected="public records",
             found=f"'{source}', of which a private release was made: it would be read without "

@@ -39,7 +39,8 @@ def drift_command(
         raise BundleError(
             expected=f"calibration data beside the bundle in {loaded.path}",
             found="none",
-            todo="Make it from public tasks: `hyperdp pretrain forecast BUNDLE`.",
+            todo="Make it from public tasks: `hyperdp pretrain forecast BUNDLE`, with --corpus "
+            "for images of your own.",
         )
     sides = [Release.load(folder) for folder in (first, second)]
     for side, folder in zip(sides, (first, second), strict=True):

@@ -262,14 +262,22 @@ def hyper_command(
         Path | None,
         typer.Option(help="The base model instead of the recipe's: any local diffusers folder."),
     ] = None,
+    freeze_base: Annotated[
+        bool,
+        typer.Option("--freeze-base", help="Leave the base as it is, whatever the recipe says."),
+    ] = False,
     steps: Steps = None,
 ) -> None:
     """Train encoder and hypernetwork over a base model, and write the bundle.
 
-    Example: hyperdp pretrain hyper glyphs --base runs/base -o runs/glyphs
+    A recipe with `base_weight` above 0 trains a copy of the base along, which goes into the bundle:
+    adapters are for that copy. With --freeze-base it stays the model that was given, rounded to
+    half precision.
+
+    Example: hyperdp pretrain hyper images --base ddpm/ --freeze-base -o runs/images
     """
     from hyperdp.pretrain.command import run_hyper
 
     typed = shlex.join(["hyperdp", *sys.argv[1:]])
-    bundle = run_hyper(recipe, out, steps, base=base, command=typed)
+    bundle = run_hyper(recipe, out, steps, base=base, freeze_base=freeze_base, command=typed)
     typer.echo(f"bundle {bundle.name} ({bundle.hash[:12]}) in {bundle.path}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hyperdp import accounting
+from hyperdp.adapter_files import ADAPTER_FILES, PIPELINE_FILE
 from hyperdp.chain import Entry
 from hyperdp.errors import VerificationError
 from hyperdp.family import Family
@@ -21,7 +22,7 @@ from hyperdp.private.learners.config import FitConfig
 from hyperdp.private.learners.training import Terms
 from hyperdp.private.released import Release
 from hyperdp.text_family import CausalText
-from hyperdp.training_certificate import ADAPTER_FILES, TrainingCertificate
+from hyperdp.training_certificate import TrainingCertificate
 
 _LOUD = 0.1  # of the base's output: an effect that rounding cannot hide
 
@@ -49,6 +50,8 @@ def saved_adapter(
 ) -> dict[str, bytes]:
     """The files of the PEFT directory, checked by the `peft` library itself.
 
+    Where the base has a stock pipeline, the file that its `load_lora_weights` reads is among them.
+
     Args:
         family: the base model.
         weights: one adapter.
@@ -62,7 +65,8 @@ def saved_adapter(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_peft(weights, folder, base_name=base_name)
+        part = family.lora_part if not isinstance(family, CausalText) else ""
+        save_peft(weights, folder, base_name=base_name, pipeline_part=part)
         again = load_peft(folder)
         same = again.keys() == weights.keys() and all(
             torch.equal(x.float().cpu(), y)
@@ -86,7 +90,8 @@ def saved_adapter(
                 found="another one" if not same else "another effect than before",
                 todo="Tell us the versions of torch, peft and diffusers; the budget is spent.",
             )
-        return {file: (folder / file).read_bytes() for file in ADAPTER_FILES}
+        files = (*ADAPTER_FILES, PIPELINE_FILE) if part else ADAPTER_FILES
+        return {file: (folder / file).read_bytes() for file in files}
 
 
 def training_certificate(

@@ -181,7 +181,7 @@ def _flatten(image: Image.Image, channels: int, where: str, invert: bool) -> Ima
     """To `L` or `RGB` by the number of channels; 16-bit and float images stay as they are."""
     if image.mode in _DEEP_MODES:
         image.load()
-        return image
+        return _on_black(image, invert)
     if image.mode not in _EIGHT_BIT_MODES:
         raise DataError(
             expected=f"{where} to be grey, RGB, CMYK or a palette image",
@@ -194,6 +194,16 @@ def _flatten(image: Image.Image, channels: int, where: str, invert: bool) -> Ima
         image = Image.alpha_composite(Image.new("RGBA", overlay.size, ground), overlay)
     flat = image.convert("L" if channels == 1 else "RGB")
     return ImageOps.invert(flat) if invert else flat
+
+
+def _on_black(image: Image.Image, invert: bool) -> Image.Image:
+    """A 16-bit image whose transparent value, if a PNG names one, is black once it is inverted."""
+    key = image.info.get("transparency")
+    if not isinstance(key, int) or image.mode == "F":
+        return image
+    values = np.array(image)
+    values[values == key] = 65535 if invert else 0
+    return Image.fromarray(values)
 
 
 def _scale(image: Image.Image, image_shape: Shape, where: str, invert: bool) -> Pixels:
