@@ -161,15 +161,14 @@ def _curves(rows: list[Row], metric: str, width: int, name: str) -> str:
                 spread=[_std(v) for _, v in points],
             )
         )
-    lines = [
-        Level(label=f"{LABELS[m]}: {mean_std(v)}", value=sum(v) / len(v), kind=KINDS[m])
-        for m, v in levels.items()
+    ends = {"base": 0.0, "lora": 1.0} if metric == "recovered_gain" else {}  # what a gain is of
+    told = {m: (mean_std(v), sum(v) / len(v)) for m, v in levels.items()}
+    told |= {m: (f"{v:g}", v) for m, v in ends.items()}
+    lines = [  # in one order, so that a method has the same dashes in every chart of a page
+        Level(label=f"{LABELS[m]}: {told[m][0]}", value=told[m][1], kind=kind)
+        for m, kind in KINDS.items()
+        if m in told
     ]
-    if metric == "recovered_gain":  # what a gain is of
-        ends = {"base": 0.0, "lora": 1.0}
-        lines += [
-            Level(label=f"{LABELS[m]}: {v:g}", value=v, kind=KINDS[m]) for m, v in ends.items()
-        ]
     return curve_chart(curves, lines, width=width, name=name)
 
 

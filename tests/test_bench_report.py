@@ -13,6 +13,7 @@ import torch
 from hyperdp.bundle import Bundle
 from hyperdp.cli._app import run
 from hyperdp.errors import DataError
+from hyperdp.eval import bench_parts
 from hyperdp.eval.bench_reading import read_gains
 from hyperdp.eval.bench_recipe import BenchConfig, cells
 from hyperdp.eval.bench_report import write_bench_report
@@ -168,6 +169,21 @@ def test_curves_go_through_their_values_and_far_levels_are_said_to_be_far() -> N
     narrow = curve_chart([curve], levels, width=340, name="y")
     ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in (svg, narrow)]
     assert not ids[0] & ids[1]
+
+
+def test_a_method_has_the_same_dashes_in_every_chart(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(
+        bench_parts, "curve_chart",
+        lambda curves, levels, **_: drawn.append([x.label.split(":")[0] for x in levels]) or "",
+    )  # fmt: skip
+    rows = bench_rows(quick_config())
+    for metric in ("recovered_gain", "fid"):
+        for order in (1, -1):
+            bench_parts._curves(rows[::order], metric, 800, metric)
+    gain, backwards, fid, fid_backwards = drawn
+    assert gain == backwards and fid == fid_backwards and len(gain) > 2
+    assert [label for label in fid if label in gain] == gain
 
 
 def law(gains: dict[float, list[float]], control: float | None) -> list[Row]:
