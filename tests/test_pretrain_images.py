@@ -228,6 +228,27 @@ bottleneck = 8
 """
 
 
+def test_what_is_left_out_and_labels_of_few_images_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("HYPERDP_CONFIG_DIR", str(tmp_path / "config"))
+    for name in LABELS:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(30):
+            pixels = np.full((9, 9, 3), i, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    (tmp_path / "photos" / LABELS[0] / "broken.png").write_bytes(b"no image")
+    words = ["pretrain", "images", str(tmp_path / "photos"), "--size", "8", "--skip-unreadable"]
+    assert run([*words, "-o", str(tmp_path / "flat")]) == 0
+    told = capsys.readouterr()
+    assert "1 that cannot be read" in told.out and "warning" not in told.err
+    assert run([*words, "-o", str(tmp_path / "c"), "--label-column", "folder"]) == 0
+    told = capsys.readouterr()
+    assert "200 images to train on, 40 held out, 8 labels" in told.out
+    assert "of the labels held out 0 have the 24 images" in told.err
+    assert "of the labels to train on" not in told.err
+
+
 def _check_public_and_private(
     words: list[str], gather: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

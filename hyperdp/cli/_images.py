@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,10 +78,11 @@ def images_command(
         )
         for path in data
     ]
+    listed, read = sum(source.listed() for source in sources), itertools.count()
     with counting_bar() as bar:
-        shown = bar.add_task("images", total=sum(source.listed() for source in sources))
+        shown = bar.add_task("images", total=listed)
         made = write_images(
-            _pixels(sources),
+            (pixels for pixels, _ in zip(_pixels(sources), read, strict=False)),
             out,
             shape,
             held_out=split_classes(held_out) or (),
@@ -93,6 +95,8 @@ def images_command(
     typer.echo(
         f"{train:,} images to train on, {kept:,} held out, {len(made.labels)} labels in {out}"
     )
+    if (unread := listed - next(read)) > 0:  # public ones: they may be counted
+        typer.echo(f"{unread:,} that cannot be read are left out")
     _warn_of_few(made)
     typer.echo(f'Next: corpus = "{out}" in a recipe; see pretrain/recipes/images.toml')
 
