@@ -25,6 +25,7 @@ from hyperdp.guard import COUNT_WEIGHT
 from hyperdp.lora import Weights, adapters
 from hyperdp.pretrain.fitting import fit
 from hyperdp.pretrain.forecast_kinds import draw_like, kind_sampler
+from hyperdp.pretrain.known_figures import Known, known_figures
 from hyperdp.pretrain.task_files import Figures, Progress, TaskFiles
 from hyperdp.pretrain.tasks import TaskSampler
 from hyperdp.pretrain.world import Tasks, World
@@ -131,6 +132,7 @@ def measure_task(
     nonprivate: NonPrivate,
     measures: Mapping[str, Measure],
     seed: int,
+    known: Known | None = None,
 ) -> Figures:
     """Every figure of one task.
 
@@ -141,6 +143,7 @@ def measure_task(
         nonprivate: trains LoRA on records.
         measures: quantity → measure.
         seed: of records, noise and LoRA.
+        known: what need not be measured again; the same would come.
 
     Returns:
         quantity → base, public_mean, lora (figures) and hyper ([N][S] figures).
@@ -151,16 +154,21 @@ def measure_task(
     with torch.no_grad():
         parts = [bundle.encoder(part).float() for part in torch.split(pool, 256)]
         embedded = clip(torch.cat(parts), bundle.config.clip_norm)
-        level = torch.full((1,), min(config.noise_std))
+    marks: Figures = {} if known is None else known.figures
+    if known is None:
+        with torch.no_grad():
+            level = torch.full((1,), min(config.noise_std))
+            public = bundle.hypernetwork(bundle.public_mean[None], level)
         weights: dict[str, Weights] = {
-            "base": {},
-            "public_mean": bundle.hypernetwork(bundle.public_mean[None], level),
+            "base": {}, "public_mean": public, "lora": nonprivate(pool, seed),
+        }  # fmt: skip
+        marks = {
+            quantity: {name: measure(bundle, w, queries) for name, w in weights.items()}
+            for quantity, measure in measures.items()
         }
-    weights["lora"] = nonprivate(pool, seed)
     figures: Figures = {
-        quantity: {name: measure(bundle, w, queries) for name, w in weights.items()}
-        | {"hyper": [[0.0] * len(config.noise_std) for _ in config.units]}
-        for quantity, measure in measures.items()
+        quantity: marks[quantity] | {"hyper": [[0.0] * len(config.noise_std) for _ in config.units]}
+        for quantity in measures
     }
     for i, units in enumerate(config.units):
         # Records and noise are drawn anew for each size, and shared by its noise levels: a task's
@@ -178,8 +186,13 @@ def measure_task(
                     rng=rng,
                 )
                 adapter = bundle.hypernetwork(mean, std)
+            there = known is not None and noise_std in known.noise_std
             for quantity, measure in measures.items():
-                figures[quantity]["hyper"][i][j] = measure(bundle, adapter, queries)
+                figures[quantity]["hyper"][i][j] = (
+                    known.figures[quantity]["hyper"][i][known.noise_std.index(noise_std)]
+                    if known is not None and there
+                    else measure(bundle, adapter, queries)
+                )
     return figures
 
 
@@ -256,13 +269,16 @@ def make_tables(
     if isinstance(sampler, TaskSampler) and config.like != ANY:
         what["glyphs"] = sampler.corpus.digest  # print has scripts that the corpus has not
 
+    files = TaskFiles(folder, what)
+
     def measure(index: int) -> Figures:
         return measure_task(
             bundle, fit(draw_task(sampler, config, index), bundle.config.image_shape), config,
             nonprivate=nonprivate, measures=measures, seed=task_seed(config, index),
+            known=known_figures(files, what, index),
         )  # fmt: skip
 
-    done = TaskFiles(folder, what).fill(config.tasks, measure, progress)
+    done = files.fill(config.tasks, measure, progress)
     return [
         ForecastTable(
             quantity=quantity,

@@ -60,6 +60,17 @@ class TaskFiles:
         files = (self._path(index) for index in range(count))
         return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
+    def elsewhere(self, index: int) -> Iterator[tuple[dict[str, Any], Figures]]:
+        """The same number's task as others measured it, with what its figures depend on.
+
+        Args:
+            index: of the task.
+        """
+        for other in sorted(self.folder.parent.glob("tasks-*")):
+            task, settings = other / self._path(index).name, other / "settings.json"
+            if other != self.folder and task.is_file() and settings.is_file():
+                yield tuple(json.loads(f.read_text(encoding="utf-8")) for f in (settings, task))
+
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:04d}.json"
 

@@ -65,6 +65,31 @@ def test_tables_go_on_after_a_kill_and_come_out_the_same(tmp_path: Path) -> None
     assert len({*np.ravel(table.hyper)}) == 12  # every cell is a figure of its own
 
 
+def test_more_noise_levels_measure_no_more_than_these(tmp_path: Path) -> None:
+    bundle, corpus = tiny_bundle(tmp_path / "tiny"), GlyphWorld(open_sample())
+    trained: list[int] = []
+
+    def nonprivate(records: torch.Tensor, seed: int) -> Weights:
+        trained.append(seed)
+        return {}
+
+    def make(folder: str, *levels: float, steps: int = 1) -> list:
+        config = ForecastConfig(tasks=2, units=(4, 16), noise_std=levels, queries=8)
+        return make_tables(
+            bundle, corpus, config, tmp_path / folder,
+            nonprivate=nonprivate, measures={"loss": loss_measure}, settings={"steps": steps},
+        )  # fmt: skip
+
+    [few] = make("work", 1e-3, 1e-1)
+    [more] = make("work", 1e-3, 1e-2, 1e-1)
+    assert len(trained) == 2  # LoRA of the first run serves the second
+    assert [more] == make("new", 1e-3, 1e-2, 1e-1) and len(trained) == 4
+    assert np.array_equal(np.array(more.hyper)[:, :, ::2], few.hyper)
+    make("work", 1e-2, 1e-1)  # with another lowest level ρ(public mean) is another
+    make("work", 1e-3, 1e-2, 1e-1, steps=2)
+    assert len(trained) == 8
+
+
 def test_processes_share_the_tasks_and_wait_for_one_another(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(task_files, "POLL", 0.01)
     shared, made = TaskFiles(tmp_path, {"bundle": "a"}), []

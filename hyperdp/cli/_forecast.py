@@ -48,6 +48,10 @@ def forecast_command(
         int,
         typer.Option(min=2, help="Noise levels, between the least and the most; fewer are sooner."),
     ] = 8,
+    noise_std: Annotated[
+        list[float] | None,
+        typer.Option("--noise-std", help="These noise levels of the mean, instead of --levels."),
+    ] = None,
     sizes: Annotated[
         list[int] | None,
         typer.Option(
@@ -134,7 +138,7 @@ def forecast_command(
         tasks=tasks,
         like=like,
         units=tuple(sorted(set(sizes or DEFAULT_UNITS))),
-        noise_std=spread_levels(levels),
+        noise_std=tuple(sorted(set(noise_std))) if noise_std else spread_levels(levels),
         queries=1000 if fid else 256,
         seed=seed,
     )
