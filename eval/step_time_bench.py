@@ -156,6 +156,7 @@ def _opacus(
         def __init__(self) -> None:
             self.model, self.scheduler = hooked, family.scheduler
             self.image_shape = family.image_shape
+            self.steps = int(family.scheduler.config.num_train_timesteps)
 
     wrapped = Hooked()
 
