@@ -272,9 +272,7 @@ def run_text_labels(
     cells = [c for c in label_cells(config, sizes) if methods is None or c.method in methods]
     measure_cells(
         filter(chosen.keeps, cells), path, bench=config.bench, delta=config.delta,
-        base=lambda cell: row_base(
-            config, bundle, cell.method, bench.sets[cell.private_set].edition
-        ),
+        base=lambda c: row_base(config, bundle, c.method, bench.sets[c.private_set].edition),
         figures=bench.figures, on_cell=on_cell,
     )  # fmt: skip
     return stored_label_rows(config, path, bundle)
@@ -284,13 +282,11 @@ def stored_label_rows(config: TextLabelsConfig, path: Path, bundle: TextBundle) 
     """The rows of a file that are of this recipe, its settings and its bundle, in one order."""
     editions = {name: edition_of(name, config.editions) for name in config.private_sets}
     found = [
-        row
-        for row in read_rows(path)
-        if row.bench == config.bench
+        row for row in read_rows(path) if row.bench == config.bench
         and row.private_set in config.private_sets
         and row.method in METHODS
         and row.base == row_base(config, bundle, row.method, editions[row.private_set])
-    ]
+    ]  # fmt: skip
 
     def place(row: Row) -> tuple[int, int, float, int, int]:
         order = (config.private_sets.index(row.private_set), row.n or 0, row.epsilon or 0.0)

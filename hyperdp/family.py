@@ -131,11 +131,8 @@ class UNetFlow:
         self.scheduler = scheduler
         self.steps = Noising(scheduler).steps  # T
         config: Any = model.config
-        self.image_shape = (
-            int(config.in_channels),
-            int(config.sample_size),
-            int(config.sample_size),
-        )
+        size = int(config.sample_size)
+        self.image_shape = (int(config.in_channels), size, size)
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:

@@ -209,7 +209,10 @@ def remember_source(dataset: str, path: Path) -> None:
         dataset: keyed fingerprint.
         path: absolute.
     """
-    folder = config_dir() / "sources" / dataset
+    _note_path(config_dir() / "sources" / dataset, path)
+
+
+def _note_path(folder: Path, path: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     place = os.fsencode(path)
     write_once(folder / hashlib.sha256(place).hexdigest(), place)
@@ -221,16 +224,12 @@ def remember_public(path: Path) -> None:
     Args:
         path: absolute.
     """
-    folder = config_dir() / "public"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    place = os.fsencode(path)
-    write_once(folder / hashlib.sha256(place).hexdigest(), place)
+    _note_path(config_dir() / "public", path)
 
 
 def public_sources() -> list[Path]:
     """What `remember_public` noted."""
-    found = (config_dir() / "public").glob("*")
-    return sorted(Path(os.fsdecode(path.read_bytes())) for path in found)
+    return sorted(Path(os.fsdecode(p.read_bytes())) for p in (config_dir() / "public").glob("*"))
 
 
 def spent_sources() -> list[tuple[Path, str]]:

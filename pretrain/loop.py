@@ -25,7 +25,13 @@ from hyperdp.graph import GraphedShare
 from hyperdp.pretrain.bars import training_bar
 from hyperdp.pretrain.checkpoint import CHECKPOINT, Training, cut_log
 from hyperdp.pretrain.loop_config import LoopConfig
-from hyperdp.pretrain.shares import check_graph, make_accelerator, own_shares, threads
+from hyperdp.pretrain.shares import (
+    check_dropout,
+    check_graph,
+    make_accelerator,
+    own_shares,
+    threads,
+)
 
 Figures = Mapping[str, Tensor | float]
 
@@ -104,16 +110,7 @@ class Loop:
         self.smooth: dict[str, float] = {}
         self.figures: dict[int, dict[str, Tensor | float]] = {}
         self.graph = self._graphed() if config.graph else None
-        if len(self.shares) > 1 and any(
-            isinstance(part, nn.Dropout) and part.p > 0 and part.training
-            for part in module.modules()
-        ):
-            raise UsageError(
-                expected="no dropout where one process computes several shares of a step: threads "
-                "would draw from one generator in whatever order they come",
-                found=f"{len(self.shares)} shares",
-                todo="Set workers = 1 under [loop], or dropout = 0.",
-            )
+        check_dropout(module, len(self.shares))
         self.share: nn.Module = _Share(self)
         if self.accelerator.num_processes > 1:
             self.share = self.accelerator.prepare_model(self.share)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import nn
 
 from hyperdp.errors import UsageError
 from hyperdp.pretrain.loop_config import LoopConfig
@@ -99,3 +100,18 @@ def threads(count: int) -> Iterator[ThreadPoolExecutor | None]:
             yield pool
     finally:
         torch.set_num_threads(before)
+
+
+def check_dropout(module: nn.Module, shares: int) -> None:
+    """Refuses dropout where threads would draw from one generator in whatever order they come.
+
+    Raises:
+        UsageError: one process computes several shares of a step, and the network drops out.
+    """
+    layers = (part for part in module.modules() if isinstance(part, nn.Dropout))
+    if shares > 1 and any(part.p > 0 and part.training for part in layers):
+        raise UsageError(
+            expected="no dropout where one process computes several shares of a step",
+            found=f"{shares} shares",
+            todo="Set workers = 1 under [loop], or dropout = 0.",
+        )
