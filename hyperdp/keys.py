@@ -202,55 +202,6 @@ def known_name(dataset: str) -> str | None:
     return path.read_bytes().decode("utf-8", "replace") if path.is_file() else None
 
 
-def remember_source(dataset: str, path: Path) -> None:
-    """Note, for this account alone, where a dataset was read from.
-
-    Args:
-        dataset: keyed fingerprint.
-        path: absolute.
-    """
-    _note_path(config_dir() / "sources" / dataset, path)
-
-
-def _note_path(folder: Path, path: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    place = os.fsencode(path)
-    write_once(folder / hashlib.sha256(place).hexdigest(), place)
-
-
-def remember_public(path: Path) -> None:
-    """Note, for this account alone, what data was read as public.
-
-    Args:
-        path: absolute.
-    """
-    _note_path(config_dir() / "public", path)
-
-
-def public_sources() -> list[Path]:
-    """What `remember_public` noted."""
-    return sorted(Path(os.fsdecode(p.read_bytes())) for p in (config_dir() / "public").glob("*"))
-
-
-def spent_sources() -> list[tuple[Path, str]]:
-    """Where data lies that something was reserved for, with its dataset's keyed fingerprint.
-
-    That is a dataset's path where it is known by one, and whatever it was read from. Makes no key.
-    """
-    found = []
-    for name in (config_dir() / "names").glob("*"):
-        found.append((Path(os.fsdecode(name.read_bytes())), name.name))
-    for source in (config_dir() / "sources").glob("*/*"):
-        found.append((Path(os.fsdecode(source.read_bytes())), source.parent.name))
-    spent = {(p, d) for p, d in found if p.is_absolute() and known_ledger(d) is not None}
-    return sorted(spent)
-
-
-def overlap(path: Path, other: Path) -> bool:
-    """Whether two absolute paths are one, or one lies in the other."""
-    return path == other or other in path.parents or path in other.parents
-
-
 def note_step(run: str, step: int) -> None:
     """Note, durably, that a run has kept its state after a step.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
 
-from hyperdp import accounting, keys
+from hyperdp import accounting, keys, sources
 from hyperdp.accounting import Account
 from hyperdp.budget import PrivacyBudget
 from hyperdp.chain import Entry, OpenChain, last_seen
@@ -194,8 +194,8 @@ def _refuse_overlap(dataset: str, name: str) -> None:
     if not path.is_absolute():
         return
     path = path.resolve()
-    for other, of in keys.spent_sources():
-        if of != name and keys.overlap(path, other):
+    for other, of in sources.spent_sources():
+        if of != name and sources.overlap(path, other):
             where = "at" if other == path else "in" if other in path.parents else "over"
             known = shlex.quote(keys.known_name(of) or str(other))
             raise BudgetRefusedError(

@@ -22,16 +22,10 @@ from torch import Tensor, nn
 
 from hyperdp.errors import UsageError
 from hyperdp.graph import GraphedShare
+from hyperdp.pretrain import shares
 from hyperdp.pretrain.bars import training_bar
 from hyperdp.pretrain.checkpoint import CHECKPOINT, Training, cut_log
 from hyperdp.pretrain.loop_config import LoopConfig
-from hyperdp.pretrain.shares import (
-    check_dropout,
-    check_graph,
-    make_accelerator,
-    own_shares,
-    threads,
-)
 
 Figures = Mapping[str, Tensor | float]
 
@@ -86,11 +80,11 @@ class Loop:
         self.config, self.module, self.step_fn = config, module, step
         self.folder, self.validate = folder, validate
         self.sampler, self.after, self.before = sampler, after, before
-        self.accelerator = make_accelerator(config.tracker, folder)
+        self.accelerator = shares.make_accelerator(config.tracker, folder)
         self.bf16 = config.bf16 or self.accelerator.mixed_precision == "bf16"
         module.to(self.accelerator.device)
         torch.backends.cudnn.benchmark = True  # a GPU tries its convolutions once
-        self.shares = own_shares(config.workers, self.accelerator)
+        self.shares = shares.own_shares(config.workers, self.accelerator)
         self.params = {n: p for n, p in module.named_parameters() if p.requires_grad}
         groups: dict[float, list[Tensor]] = {}
         for name, p in self.params.items():
@@ -110,7 +104,7 @@ class Loop:
         self.smooth: dict[str, float] = {}
         self.figures: dict[int, dict[str, Tensor | float]] = {}
         self.graph = self._graphed() if config.graph else None
-        check_dropout(module, len(self.shares))
+        shares.check_dropout(module, len(self.shares))
         self.share: nn.Module = _Share(self)
         if self.accelerator.num_processes > 1:
             self.share = self.accelerator.prepare_model(self.share)
@@ -128,7 +122,7 @@ class Loop:
         main = self.accelerator.is_main_process
         if c.tracker:
             self.accelerator.init_trackers(title)
-        with training_bar(shown=main) as bar, threads(len(self.shares)) as workers:
+        with training_bar(shown=main) as bar, shares.threads(len(self.shares)) as workers:
             task = bar.add_task(title, total=c.steps, completed=self.done, figures="")
             while self.done < c.steps:
                 began = time.monotonic()
@@ -189,9 +183,7 @@ class Loop:
             rng = torch.Generator().manual_seed(seeds[worker])
             waits = processes > 1 and worker != self.shares[-1]  # gradients travel once
             with self.accelerator.no_sync(self.share) if waits else nullcontext():
-                with torch.autocast(
-                    kind, torch.bfloat16, enabled=self.bf16
-                ):  # a thread has its own
+                with torch.autocast(kind, torch.bfloat16, enabled=self.bf16):  # a thread's own
                     loss = self.share(rng, worker)
                 # Processes average what each of them has added up.
                 (loss * (processes / count)).backward()
@@ -217,7 +209,7 @@ class Loop:
         return dict(zip(names, (totals / count).tolist(), strict=True))
 
     def _graphed(self) -> GraphedShare:
-        check_graph(self.config, self.accelerator, fed=self.before is not None)
+        shares.check_graph(self.config, self.accelerator, fed=self.before is not None)
 
         def share() -> Tensor:
             with torch.autocast("cuda", torch.bfloat16, enabled=self.bf16):

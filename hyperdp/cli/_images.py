@@ -103,12 +103,12 @@ def images_command(
 
 def _remember(path: Path, made: ImageCorpus, *, by_folder: bool) -> None:
     """Notes what was read as public, so that a later release of it can say so."""
-    from hyperdp import keys
+    from hyperdp import sources
 
     place = path.expanduser().resolve()
     inside = [place / label for label in made.labels] if by_folder else []
     for folder in [one for one in inside if one.is_dir()] or [place]:
-        keys.remember_public(folder)
+        sources.remember_public(folder)
 
 
 def _warn_of_few(made: ImageCorpus) -> None:

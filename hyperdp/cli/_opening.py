@@ -65,13 +65,13 @@ def charged_to(opened: Dataset | TextDataset, dataset: str | None) -> str:
         opened: the dataset.
         dataset: `--dataset`; its path is its name where that is None.
     """
-    from hyperdp import keys
+    from hyperdp import keys, sources
 
     name = str(opened.path) if dataset is None else dataset
     own = keys.dataset_fingerprint(name)
     if os.environ.get("RANK", "0") == "0":
-        for path, other in keys.spent_sources():
-            if dataset is not None and other != own and keys.overlap(opened.path, path):
+        for path, other in sources.spent_sources():
+            if dataset is not None and other != own and sources.overlap(opened.path, path):
                 known = keys.known_name(other) or str(path)
                 typer.echo(
                     f"warning: data at {path} has spent the budget of {known!r}. Where it is the "
@@ -79,14 +79,14 @@ def charged_to(opened: Dataset | TextDataset, dataset: str | None) -> str:
                     err=True,
                 )
                 break
-        if any(keys.overlap(opened.path, path) for path in keys.public_sources()):
+        if any(sources.overlap(opened.path, path) for path in sources.public_sources()):
             typer.echo(
                 f"warning: data at {opened.path} was gathered as public by `hyperdp pretrain "
                 "images`. What a bundle that was trained on it knows of these records is in no "
                 "certificate: take a bundle that never saw them.",
                 err=True,
             )
-    keys.remember_source(own, opened.path)
+    sources.remember_source(own, opened.path)
     return name
 
 
@@ -128,10 +128,10 @@ def check_public(source: Path, *, todo: str, apart: Sequence[str] = ()) -> None:
     Raises:
         UsageError: it is, lies in, or holds such data.
     """
-    from hyperdp import keys
+    from hyperdp import sources
 
     place = source.expanduser().resolve()
-    spent = [path for path, _ in keys.spent_sources() if keys.overlap(place, path)]
+    spent = [path for path, _ in sources.spent_sources() if sources.overlap(place, path)]
     if any(not any(place / name in (path, *path.parents) for name in apart) for path in spent):
         raise UsageError(
             expected="public records",

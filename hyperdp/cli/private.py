@@ -110,7 +110,7 @@ def private_command(
 
     Example: hyperdp private scans/ -e 8 -d 1e-5 -o out/scans --refine prism --size 2000
     """
-    from hyperdp import keys
+    from hyperdp import sources
     from hyperdp.guard import load_guard
     from hyperdp.text_bundle import open_bundle
 
@@ -148,7 +148,7 @@ def private_command(
     if not begun:
         _check_new(out, bundle)
     places = [Path(place).expanduser().resolve() for place in (public or "", data)]
-    if public is not None and keys.overlap(*places):
+    if public is not None and sources.overlap(*places):
         raise UsageError(
             expected="--public records that are public",
             found="the private dataset itself, or a part of it: read without privacy",
