@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from hyperdp import keys
@@ -50,6 +51,26 @@ def spent_sources() -> list[tuple[Path, str]]:
         found.append((Path(os.fsdecode(source.read_bytes())), source.parent.name))
     spent = {(p, d) for p, d in found if p.is_absolute() and keys.known_ledger(d) is not None}
     return sorted(spent)
+
+
+def linked(folder: Path, apart: Sequence[Path] = ()) -> set[Path]:
+    """What symbolic links in a folder lead to, resolved, and what links in there lead to.
+
+    Args:
+        folder: absolute; a file has none.
+        apart: folders that are not entered.
+    """
+    found: set[Path] = set()
+    entering = [folder]
+    while entering:
+        for place, folders, names in os.walk(entering.pop()):
+            kept = [name for name in folders if Path(place, name) not in apart]
+            links = [one for name in (*kept, *names) if (one := Path(place, name)).is_symlink()]
+            new = {one.resolve() for one in links} - found
+            found |= new
+            entering += [one for one in new if one.is_dir()]
+            folders[:] = kept
+    return found
 
 
 def overlap(path: Path, other: Path) -> bool:

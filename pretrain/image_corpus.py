@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def write_images(
         folder: is made, and must not exist.
         shape: (C, H, W).
         held_out: labels for validation; when empty a sixth of them, but three at least; or every
-            sixth record of each where there are fewer than nine labels.
+            sixth record of each, copies of it along, where there are fewer than nine labels.
         left_out: labels that do not enter, because they stand for private data.
         shard: records in a file.
         progress: called with the records written.
@@ -116,6 +117,7 @@ def write_images(
         label: list[int] = []
         sizes: list[int] = []
         content: list[str] = []
+        prints: list[bytes] = []
         waiting: list[npt.NDArray[np.uint8]] = []
         met: set[str] = set()
 
@@ -132,7 +134,9 @@ def write_images(
             if name in never:
                 continue
             label.append(-1 if name is None else names.setdefault(name, len(names)))
-            waiting.append(np.asarray((pixels + 1) * 127.5).round().clip(0, 255).astype(np.uint8))
+            image = np.asarray((pixels + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+            waiting.append(image)
+            prints.append(hashlib.sha256(image.tobytes()).digest())
             if len(waiting) == shard:
                 flush()
             if progress is not None:
@@ -146,7 +150,7 @@ def write_images(
                 todo=f"Name some of: {', '.join(sorted(met)[:20])}.",
             )
         labels = np.asarray(label, dtype=np.int32)
-        split = _split(labels, list(names), kept)
+        split = _split(labels, list(names), kept, prints)
         counts = np.bincount(split, minlength=2)
         if counts.min() < LEAST:
             raise UsageError(
@@ -167,19 +171,25 @@ def write_images(
 
 
 def _split(
-    labels: npt.NDArray[np.int32], names: list[str], held_out: set[str]
+    labels: npt.NDArray[np.int32], names: list[str], held_out: set[str], prints: list[bytes]
 ) -> npt.NDArray[np.int8]:
-    """int8 [N]: whole labels where there are enough of them, single records elsewhere."""
+    """int8 [N]: whole labels where there are enough of them, single records elsewhere.
+
+    Copies of one image, whose `prints` are the same, are all where the first of them is.
+    """
     if not held_out and len(names) >= FEW_LABELS:
         most, count = sorted(names), max(LEAST_HELD_OUT, len(names) // HELD_OUT_EVERY)
         held_out = {most[len(names) * (2 * i + 1) // (2 * count)] for i in range(count)}
     if held_out:
         chosen = np.array([name in held_out for name in names] + [False])  # -1 is the last
         return np.asarray(chosen[labels], dtype=np.int8)
-    split = np.zeros(len(labels), dtype=np.int8)
-    for label in np.unique(labels):
-        split[np.flatnonzero(labels == label)[::HELD_OUT_EVERY]] = 1
-    return split
+    where: dict[bytes, int] = {}
+    met: Counter[int] = Counter()
+    for label, image in zip(labels.tolist(), prints, strict=True):
+        if image not in where:
+            where[image] = int(met[label] % HELD_OUT_EVERY == 0)
+            met[label] += 1
+    return np.array([where[image] for image in prints], dtype=np.int8)
 
 
 def open_images(folder: Path) -> ImageCorpus:

@@ -72,6 +72,17 @@ def test_whole_labels_are_held_out_and_some_never_enter(corpus: ImageCorpus, tmp
     assert (plain.label == -1).all() and int(plain.split.sum()) == 80
 
 
+def test_copies_of_an_image_are_all_in_one_split(tmp_path: Path):
+    once = [pixels for pixels, _ in records(30)]
+    made = write_images(
+        ((p, None) for p in [*once, *once[::-1], *once[::2]]), tmp_path / "c", SHAPE
+    )
+    count = len(once)
+    first, mirrored, some = np.split(made.split, [count, 2 * count])
+    assert (first == mirrored[::-1]).all() and (first[::2] == some).all()
+    assert int(first.sum()) == count // 6
+
+
 @pytest.mark.parametrize(
     ("given", "found"),
     [({"left_out": ["absent"]}, "absent"), ({"held_out": LABELS[:1], "each": 20}, "20")],
@@ -264,6 +275,16 @@ def _check_public_and_private(
                "--label-column", "folder", "--leave-out", never]  # fmt: skip
         assert run(odd) == 2
         assert "of which a private release was made" in capsys.readouterr().err
+    (folder / "other" / "deep").mkdir()
+    (folder / "other" / "deep" / "link").symlink_to(photos / "label-0")
+    linking = ["pretrain", "images", str(folder / "linking"), "-o", str(folder / "odd"),
+               "--label-column", "folder"]  # fmt: skip
+    (folder / "linking").mkdir()
+    (folder / "linking" / "label-1").symlink_to(folder / "other")
+    assert run(linking) == 2
+    assert "of which a private release was made" in capsys.readouterr().err
+    assert run([*linking, "--leave-out", "label-1"]) == 2  # not for that: nothing is left
+    assert "of which a private release was made" not in capsys.readouterr().err
     other = [words[0], str(photos / "label-4"), *words[2:-1], str(folder / "known")]
     assert run(other) == 0
     assert "gathered as public" in capsys.readouterr().err

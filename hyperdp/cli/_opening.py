@@ -121,18 +121,26 @@ def check_public(source: Path, *, todo: str, apart: Sequence[str] = ()) -> None:
     """Refuse to read as public what this account has made a private release of, or a part of it.
 
     Args:
-        source: what is about to be read without privacy.
+        source: what is about to be read without privacy; links in it are followed.
         todo: what to do instead.
         apart: folders in it that are not read.
 
     Raises:
-        UsageError: it is, lies in, or holds such data.
+        UsageError: it is, lies in, or holds such data, or leads to it.
     """
     from hyperdp import sources
 
     place = source.expanduser().resolve()
-    spent = [path for path, _ in sources.spent_sources() if sources.overlap(place, path)]
-    if any(not any(place / name in (path, *path.parents) for name in apart) for path in spent):
+    never, spent = [place / name for name in apart], [path for path, _ in sources.spent_sources()]
+    read = [
+        path
+        for path in spent
+        if sources.overlap(place, path) and not {*never} & {path, *path.parents}
+    ]
+    if spent and not read:
+        links = sources.linked(place, never)
+        read = [path for path in spent for link in links if sources.overlap(link, path)]
+    if read:
         raise UsageError(
             expected="public records",
             found=f"'{source}', of which a private release was made: it would be read without "
