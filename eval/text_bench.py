@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -255,8 +256,8 @@ def run_text_bench(
 def stored_text_rows(config: TextBenchConfig, path: Path, bundle: TextBundle) -> list[Row]:
     """The rows of a file that are of this recipe, its sets, its settings and its bundle.
 
-    Gains are worked out here from the figures and never read: a stored one would stay as it was
-    when its reference is measured anew.
+    They come in the order of the recipe's cells, whatever the order they were measured in. Gains
+    are worked out here and never read: a stored one would stay when its reference is measured anew.
     """
     editions = {name: edition_of(name, config.editions) for name in config.private_sets}
     found = [
@@ -267,6 +268,14 @@ def stored_text_rows(config: TextBenchConfig, path: Path, bundle: TextBundle) ->
         and row.metric != "recovered_gain"
         and row.base == row_name(bundle, row.method, config, editions[row.private_set])
     ]
+    every = text_cells(config, dict.fromkeys(config.private_sets, sys.maxsize))
+    place = {(c.private_set, c.method, c.n, c.epsilon, c.seed): i for i, c in enumerate(every)}
+
+    def rank(row: Row) -> int:
+        key = (row.private_set, row.method, row.n, row.epsilon, row.seed)
+        return place.get(key, len(place))
+
+    found.sort(key=rank)
     return list(_with_gains(found))
 
 
