@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hyperdp.errors import DataError
+from hyperdp.errors import DataError, UsageError
 from hyperdp.private.readers import open_dataset
 from hyperdp.private.readers.rows import as_text
 from tests.reader_samples import (
@@ -100,10 +100,54 @@ def test_what_file_managers_leave_is_no_record_whatever_is_in_it(tmp_path):
     assert len(list(open_dataset(tmp_path / "d", image_shape=SHAPE).records())) == 6
 
 
-def test_a_loop_of_links_ends(tmp_path):
+def test_links_back_into_a_folder_are_refused_and_loops_elsewhere_end(tmp_path):
     write_folder(tmp_path)
-    (tmp_path / "d" / "again").symlink_to(tmp_path / "d")
-    assert open_dataset(tmp_path / "d", image_shape=SHAPE).listed() == 4
+    folder, link = tmp_path / "d", tmp_path / "d" / "again"
+    inside = next(path for path in folder.rglob("*.png"))
+    for target in (folder, inside, inside.parent, tmp_path, folder / "gone.png"):
+        link.symlink_to(target)
+        with pytest.raises(DataError, match="lead back into it"):
+            open_dataset(folder, image_shape=SHAPE)
+        link.unlink()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "loop").symlink_to(elsewhere)
+    picture(9).save(elsewhere / "1.png")
+    link.symlink_to(elsewhere)
+    assert open_dataset(folder, image_shape=SHAPE).listed() == 5
+    (folder / ".store").mkdir()
+    picture(9).save(folder / ".store" / "1.png")
+    (folder / "stored.png").symlink_to(folder / ".store" / "1.png")
+    (folder / "turning.png").symlink_to(folder / "turning.png")
+    with pytest.raises(DataError, match="lead back into it"):
+        open_dataset(folder, image_shape=SHAPE)
+    (folder / "turning.png").unlink()
+    assert open_dataset(folder, image_shape=SHAPE).listed() == 6
+
+
+def test_a_budget_is_not_spent_on_nothing(tmp_path):
+    write_folder(tmp_path)
+    wrong = open_dataset(
+        tmp_path / "d", image_shape=SHAPE, label_column="folder", classes=("cats",),
+        skip_unreadable=True,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="all are left out"):
+        wrong.check()
+    counted: list[int] = []
+    open_dataset(tmp_path / "d", image_shape=SHAPE).check(counted.append)
+    for name in ("year=1", "P.PARQUET"):
+        folder = tmp_path / f"of-{name}"
+        (folder / "year=1").mkdir(parents=True)
+        place = folder / (f"{name}/1.parquet" if name == "year=1" else name)
+        place.write_bytes(b"whatever is in it")
+        with pytest.raises(UsageError, match=r"in '.*' itself"):
+            open_dataset(folder, image_shape=SHAPE)
+
+
+def test_a_name_is_one_however_its_accent_is_spelt_and_a_list_is_none():
+    assert as_text("Jose\u0301") == as_text("José") == "José"
+    for nested in (["w", "v"], {"id": "w"}, ("w",), {"w"}, np.array(["w"])):
+        assert as_text(nested) is None
 
 
 def test_ids_that_are_no_text_are_refused_not_made_one(tmp_path):

@@ -71,6 +71,18 @@ def query(rows: list[dict[str, object]], folder: Path, bundle: OfText | TinyBund
     return total.to_vector(), spec.squared_sensitivity
 
 
+def of_users(folder: Path, kind: str):
+    """The exact sum over a folder with a sub-folder for each user."""
+    if kind == "texts":
+        data = open_text_dataset(folder, encode=TOKENIZER.encode, unit_column="folder")
+    else:
+        data = open_dataset(folder, image_shape=IMAGE, unit_column="folder")
+    bundle = TEXT_BUNDLE if kind == "texts" else IMAGE_BUNDLE
+    spec = MechanismSpec(embedding_dim=DIM, num_classes=1, clip_norm=CLIP)
+    total = aggregate(data.records(), bundle=bundle, spec=spec, unit="user", classes=[])
+    return total.to_vector(), spec.squared_sensitivity
+
+
 def rows_of(columns: tuple[str, ...], cells: st.SearchStrategy[object]):
     return st.dictionaries(st.sampled_from([*columns, "label", "other"]), cells, max_size=4)
 
@@ -173,6 +185,28 @@ def test_a_folder_of_images_may_hold_a_parquet_file_deeper_as_an_unreadable_reco
     plant_parquet(images / "a")
     read = open_dataset(images, image_shape=SHAPE, skip_unreadable=True)
     assert len(list(read.records())) == 4
+
+
+@pytest.mark.parametrize("kind", ["images", "texts"])
+def test_one_more_user_whose_folder_links_to_what_others_link_to_takes_nothing_from_them(
+    kind: str, tmp_path: Path
+):
+    """First in the order of paths: a shared folder was entered once, and was the first user's."""
+    shared, root = tmp_path / "shared", tmp_path / "users"
+    shared.mkdir()
+    for i in range(9):
+        place = shared / ("1.png" if kind == "images" else "1.txt")
+        place.write_bytes(png(1) if kind == "images" else TEXTS[0].encode())
+        (root / f"user{i}").mkdir(parents=True)
+        (root / f"user{i}" / "link").symlink_to(shared)
+    before, bound = of_users(root, kind)
+    (root / "aaa").mkdir()
+    (root / "aaa" / "link").symlink_to(shared)
+    after, _ = of_users(root, kind)
+    assert 0 < sum(int(x) ** 2 for x in after - before) <= bound
+    (root / "aaa" / "back").symlink_to(root / "user1")
+    with pytest.raises(DataError, match="lead back into it"):
+        of_users(root, kind)
 
 
 def test_no_parquet_file_renames_the_labels_of_another(tmp_path: Path):

@@ -102,12 +102,23 @@ def test_a_user_is_the_first_folder_however_deep_their_files_lie(tmp_path: Path)
             (tmp_path / user / box / "old").mkdir(parents=True)
             (tmp_path / user / box / "1.txt").write_text("a letter")
             Image.new("L", (4, 4)).save(tmp_path / user / box / "old" / "1.png")
-    texts = [r.unit for r in opened(tmp_path, unit_column="folder").records()]
+    with pytest.raises(DataError, match=r"to be a \.txt file"):
+        opened(tmp_path, unit_column="folder").check()
+    kept = opened(tmp_path, unit_column="folder", skip_unreadable=True)
+    texts = [r.unit for r in kept.records()]
     assert texts == ["alice", "alice", "bob", "bob"]
     for letter in tmp_path.rglob("*.txt"):
         letter.unlink()
     read = open_dataset(tmp_path, image_shape=(1, 4, 4), unit_column="folder")
     assert [r.unit for r in read.records()] == texts
+
+
+def test_a_binary_column_of_utf8_is_text(tmp_path: Path):
+    cells = [TEXTS[0].encode(), b"caf\xe9", TEXTS[1].encode()]
+    pa.parquet.write_table(pa.table({"text": pa.array(cells, pa.binary())}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="bytes that are not"):
+        opened(tmp_path / "t.parquet").check()
+    assert texts_of(tmp_path / "t.parquet", skip_unreadable=True) == TEXTS[:2]
 
 
 def test_a_folder_is_a_user_as_a_cell_of_a_table_is(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,25 @@ def open_checked(reading: Reading, bundle: Bundle | TextBundle) -> Dataset | Tex
                 todo="Leave it out, or name another bundle with --bundle.",
             )
     dataset = _open(reading, bundle)
-    dataset.check()
+    read_once(dataset)
     return dataset
+
+
+def read_once(dataset: Dataset | TextDataset) -> None:
+    """Tries a dataset, with a bar on a terminal only: how long it takes tells of the records.
+
+    Raises:
+        DataError, UsageError: as `Dataset.check` does.
+    """
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+        dataset.check()
+        return
+    from hyperdp.cli._bars import counting_bar
+
+    with counting_bar() as bar:
+        bar.live.transient = True  # it would go on showing how many are left out
+        task = bar.add_task("reading", total=dataset.listed())
+        dataset.check(lambda done: bar.update(task, completed=done))
 
 
 def charged_to(opened: Dataset | TextDataset, dataset: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -145,11 +146,12 @@ def split_classes(classes: str | None) -> tuple[str, ...] | None:
         classes: labels separated by commas, or None.
 
     Returns:
-        The labels without blanks around them, or None.
+        The labels without blanks around them, spelt as readers spell those of records, or None.
     """
     if classes is None:
         return None
-    return tuple(label.strip() for label in classes.split(",") if label.strip())
+    composed = unicodedata.normalize("NFC", classes)
+    return tuple(label.strip() for label in composed.split(",") if label.strip())
 
 
 def default_ledger() -> Path:

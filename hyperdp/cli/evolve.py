@@ -11,7 +11,7 @@ import typer
 
 from hyperdp.cli import _options as o
 from hyperdp.cli._bars import steps_bar
-from hyperdp.cli._opening import charged_to, check_one_process, check_out
+from hyperdp.cli._opening import charged_to, check_one_process, check_out, read_once
 from hyperdp.cli._words import command
 
 _LOOP_PANEL = "The iterations: public, and chosen before anything of this dataset was released"
@@ -104,7 +104,7 @@ def evolve_command(
         skip_unreadable=skip_unreadable,
         invert=invert,
     )
-    opened.check()
+    read_once(opened)
     with steps_bar("iteration") as bar, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SignalWarning)
         task = bar.add_task("iterations", total=iterations, epsilon=epsilon)

@@ -206,6 +206,7 @@ def run_steps(
         certificate = training_certificate(terms, reservation.entry, start, weights, files)
         fitted = Fit(certificate=certificate, weights=weights)
         with new_folder(out) as target:  # taken away again where the ledger refuses the commit
+            target.paid = True
             target.publish({**files, CERTIFICATE_FILE: certificate.to_bytes()})
             _commit(standing, fitted)
     if found and not standing.committed:

@@ -8,14 +8,14 @@ nothing, exactly as if it were not there. Whether it can be read depends on that
 the sensitivity under add-remove stands; how many were left out is nowhere told. Under replace-one,
 where n is public, leaving out would show in n: mend the data instead.
 
-Whether there is any row at all is looked at first, from the listing: a path with nothing in it is a
-usage error, which tells an empty dataset from a dataset of one.
+Whether there is any row at all is looked at first, from the listing, and whether any can be read,
+before a budget is spent: nothing there is a usage error, which tells none from one.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,17 +92,20 @@ class Dataset:
                 if not self.skip_unreadable:
                     raise
 
-    def check(self) -> None:
+    def check(self, progress: Callable[[int], None] | None = None) -> None:
         """Read every record and keep none, so that a bad one is found before a budget is spent.
 
         Where records that cannot be read are left out, a file that is damaged as a whole is found.
 
+        Args:
+            progress: called with the records read.
+
         Raises:
             DataError: as `records` does.
+            UsageError: all of them are left out.
         """
         with silent_logs():  # a library's line of a record would tell how many are left out
-            for _ in self.records():
-                pass
+            check_some(self.records(), "image", progress)
 
     def listed(self) -> int:
         """Number of rows in the listing: private, for the operator's progress bar alone."""
@@ -116,6 +119,23 @@ class Dataset:
         check_row(row, self.columns, self.classes, "image")
         pixels = to_pixels(row.image, self.image_shape, row.where, invert=self.invert)
         return Record(image=pixels, label=row.label, unit=row.unit)
+
+
+def check_some(
+    records: Iterable[object], noun: str, progress: Callable[[int], None] | None = None
+) -> None:
+    """Takes all records, and raises UsageError where there are none: a budget would buy noise."""
+    read = 0
+    for _ in records:
+        read += 1
+        if progress is not None and read % 32 == 0:
+            progress(read)
+    if not read:
+        raise UsageError(
+            expected=f"at least one {noun} that can be read as asked",
+            found="none: all are left out by --skip-unreadable",
+            todo="Run without it, and see what the first one lacks; nothing has been spent.",
+        )
 
 
 def check_row(row: Row, columns: Columns, classes: tuple[str, ...] | None, noun: str) -> None:

@@ -87,6 +87,14 @@ def kind_of(folder: Path, given: Path) -> FolderKind:
     marks = {folder / name for name in HUGGING_FACE}
     saved = all(mark.exists() for mark in marks)
     if not tables and not saved:
+        files = list_files(folder)
+        if files and all(file.suffix.lower() == ".parquet" for file in files):
+            raise UsageError(
+                expected=f"Parquet files named *.parquet in '{given}' itself",
+                found="some in its sub-folders, or with another spelling of the suffix",
+                todo="Name the one file to read, or the folder that holds them; what the names of "
+                "folders say, as in year=2024, is not read.",
+            )
         return "files"
     own = tables | {folder / name for name in BESIDE_TABLES}
     own |= (marks | set(folder.glob("*.arrow"))) if saved else set()
@@ -106,10 +114,14 @@ def kind_of(folder: Path, given: Path) -> FolderKind:
 
 
 def list_files(root: Path) -> list[Path]:
-    """List the files under a folder, links followed; hidden ones and loops left out.
+    """List the files under a folder; hidden ones and loops left out, links to elsewhere followed.
 
-    So are the files of `LEFT_BY_SYSTEMS`: by their names alone, whatever is in them, so that each
-    file is a record or not by itself.
+    What a path leads to depends on that path alone, so that no file or link takes the records of
+    another path away or gives them to another class or user. A link back into the folder is refused
+    for that: what it shows is under two names, and goes when the other one goes.
+
+    Left out are the files of `LEFT_BY_SYSTEMS` too: by their names alone, whatever is in them, so
+    that each file is a record or not by itself.
 
     Args:
         root: the folder.
@@ -118,28 +130,62 @@ def list_files(root: Path) -> list[Path]:
         Their paths in sorted order.
 
     Raises:
-        DataError: a folder may not be listed.
+        DataError: a folder may not be listed, or a link leads back into the folder.
     """
     found: list[Path] = []
-    entered: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(root, onerror=_refuse, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in entered:
-            subfolders.clear()
+    top = Path(os.path.realpath(root))
+    entering: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(root, ())]  # and those above it
+    while entering:
+        folder, above = entering.pop()
+        try:
+            status = folder.stat()
+            with os.scandir(folder) as listed:
+                entries = list(listed)
+        except OSError as error:
+            raise _unlisted(folder, error) from error
+        here = (status.st_dev, status.st_ino)
+        if here in above:
             continue
-        entered.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [Path(folder, name) for name in names if _may_be_record(name)]
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink():
+                _check_link(path, top)
+            if _is_folder(path):
+                entering.append((path, (*above, here)))
+            elif _may_be_record(entry.name):
+                found.append(path)
     return sorted(found)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a file then, which cannot be read
+        return False
+
+
+def _check_link(path: Path, top: Path) -> None:
+    """Refuses a link to what is in the folder anyway, or to a folder around it."""
+    target = Path(os.path.realpath(path))
+    inside = target.relative_to(top).parts if target.is_relative_to(top) else None
+    hidden = inside is not None and any(part.startswith(".") for part in inside)
+    if target in top.parents or (inside is not None and not hidden):
+        raise DataError(
+            expected=f"no links in '{top}' that lead back into it",
+            found=f"'{path}'",
+            todo="Remove the link, or put a copy in its place: what it shows is listed already.",
+        )
 
 
 def _may_be_record(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in LEFT_BY_SYSTEMS
 
 
-def _refuse(error: OSError) -> None:
-    raise DataError(
-        expected=f"the folder '{error.filename}' to be readable",
+def _unlisted(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        expected=f"the folder '{folder}' to be readable",
         found=error.strerror or type(error).__name__,
         todo="Change its permissions, or move it elsewhere.",
-    ) from error
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,8 +106,10 @@ def as_text(value: object) -> str | None:
         value: a cell.
 
     Returns:
-        Its text, or None for an empty cell (None, NaN, blanks) and for bytes that are not UTF-8:
-        with U+FFFD in place of what they are, two users would become one.
+        Its text, its Unicode composed (NFC): as one file system or program spells an accent and as
+        another does, it is one name. None for an empty cell (None, NaN, blanks), for a list or a
+        struct, whose spelling would be one more user of the people in it, and for bytes that are
+        not UTF-8: with U+FFFD in place of what they are, two users would become one.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -119,5 +122,6 @@ def as_text(value: object) -> str | None:
         if math.isnan(value):
             return None
         value = int(value) if value.is_integer() else value
-    text = "" if value is None else str(value).strip()
-    return text or None
+    if value is None or isinstance(value, (Mapping, Set, list, tuple, np.ndarray)):
+        return None
+    return unicodedata.normalize("NFC", str(value).strip()) or None

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from hyperdp.errors import DataError, UsageError
 from hyperdp.private.embed import silent_logs
-from hyperdp.private.readers.dataset import FOLDERS, TABLES, check_row, nothing
+from hyperdp.private.readers.dataset import FOLDERS, TABLES, check_row, check_some, nothing
 from hyperdp.private.readers.folder import kind_of, list_files
 from hyperdp.private.readers.rows import TEXT_COLUMNS, Columns, Row, RowSource, as_text
 from hyperdp.private.readers.tables import TableRows
@@ -36,6 +36,8 @@ TEXT_FORMATS = (
     ".jsonl, .csv, .tsv, .parquet, a folder of .txt files or a Hugging Face dataset on disk"
 )
 LARGEST_CELL = 2**28  # characters of one CSV cell; the csv module stops at 131,072 by itself
+
+OTHER = object()  # in place of a document: a file that is none
 
 Encode = Callable[[str], NDArray[np.int64]]
 
@@ -47,11 +49,16 @@ class TextTableRows(TableRows):
     option = "--text-column"
 
     def _source(self, cell: object) -> object:
+        """The cell; binary columns, as Spark and Hive have them, hold UTF-8 more often than not."""
+        with suppress(UnicodeDecodeError):
+            return cell.decode("utf-8") if isinstance(cell, bytes) else cell
         return cell
 
 
 class TextFolderRows:
     """The `.txt` files of a folder and of its sub-folders, hidden ones left out, in sorted order.
+
+    Any other file is a record that cannot be read, as in a folder of images.
 
     Args:
         path: the folder.
@@ -71,8 +78,7 @@ class TextFolderRows:
                     found=f"the column {name!r}",
                     todo="Give a table instead, or leave the option out.",
                 )
-        found = list_files(path)
-        self._files = [file for file in found if file.suffix.lower() == ".txt" and file.is_file()]
+        self._files = list_files(path)
 
     def count(self) -> int:
         """Number of files."""
@@ -85,9 +91,10 @@ class TextFolderRows:
             folder = as_text(relative.parts[0]) if len(relative.parts) > 1 else None
             document: object = None  # a file that cannot be opened holds no text
             with suppress(OSError):
-                document = file.read_bytes()
+                document = file.read_bytes() if file.suffix.lower() == ".txt" else OTHER
             with suppress(UnicodeDecodeError):
-                document = document.decode("utf-8-sig") if isinstance(document, bytes) else None
+                if isinstance(document, bytes):
+                    document = document.decode("utf-8-sig")
             yield Row(
                 where=f"'{relative}'",
                 image=document,
@@ -132,15 +139,18 @@ class TextDataset:
         for document, row in self.documents():
             yield TextRecord(tokens=self.encode(document), label=row.label, unit=row.unit)
 
-    def check(self) -> None:
+    def check(self, progress: Callable[[int], None] | None = None) -> None:
         """Read every document and keep none, so that a bad one is found before a budget is spent.
+
+        Args:
+            progress: called with the documents read.
 
         Raises:
             DataError: as `documents` does.
+            UsageError: all of them are left out.
         """
         with silent_logs():  # a library's line of a document would tell how many are left out
-            for _ in self.documents():
-                pass
+            check_some(self.documents(), "document", progress)
 
     def listed(self) -> int:
         """Number of rows in the listing: private, for the operator's progress bar alone."""
@@ -152,6 +162,12 @@ class TextDataset:
 
     def _document(self, row: Row) -> str:
         check_row(row, self.columns, self.classes, "text")
+        if row.image is OTHER:
+            raise DataError(
+                expected=f"{row.where} to be a .txt file",
+                found="another suffix",
+                todo="Convert it or take it out, or leave such files out with --skip-unreadable.",
+            )
         if not isinstance(row.image, str):
             raise DataError(
                 expected=f"{row.where} to be a text in UTF-8",
