@@ -26,8 +26,8 @@ from hyperdp.eval.metrics.precision_recall import ManifoldScores, manifold_score
 from hyperdp.eval.metrics.roc import Attack, distance_attack
 from hyperdp.eval.private_sets import PRIVATE_SETS, load_private_set
 from hyperdp.private.readers import open_dataset
+from hyperdp.private.readers.dataset import nothing
 from hyperdp.private.readers.folder import list_files
-from hyperdp.private.readers.hints import without_options
 from hyperdp.private.readers.images import Shape, from_file
 
 NOT_PRIVATE = "not differentially private, do not publish"
@@ -146,12 +146,22 @@ def read_generated(folder: Path) -> Tensor:
     return torch.stack([torch.from_numpy(array) for array in arrays])
 
 
-def read_reference(source: str, shape: Shape) -> tuple[Tensor, Tensor | None]:
+def read_reference(
+    source: str,
+    shape: Shape,
+    *,
+    image_column: str | None = None,
+    skip_unreadable: bool = False,
+    invert: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Reads real images: a dataset by its path, or a private test set by its name.
 
     Args:
         source: what `open_dataset` reads, or a name of `PRIVATE_SETS`.
         shape: (C, H, W) that datasets are brought to.
+        image_column: of a dataset, as of `open_dataset`.
+        skip_unreadable: likewise.
+        invert: likewise.
 
     Returns:
         The reference, float32 [R, C, H, W] in [-1, 1]; and of a named set its pool, which no
@@ -164,9 +174,16 @@ def read_reference(source: str, shape: Shape) -> tuple[Tensor, Tensor | None]:
     if source in PRIVATE_SETS and not Path(source).exists():
         named = load_private_set(source)
         return named.reference, named.pool
-    with without_options("--reference"):
-        dataset = open_dataset(source, image_shape=shape)
-        images = [torch.from_numpy(record.image) for record in dataset.records()]
+    dataset = open_dataset(
+        source,
+        image_shape=shape,
+        image_column=image_column,
+        skip_unreadable=skip_unreadable,
+        invert=invert,
+    )
+    images = [torch.from_numpy(record.image) for record in dataset.records()]
+    if not images:
+        raise nothing(source)
     return torch.stack(images), None
 
 

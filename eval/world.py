@@ -43,6 +43,7 @@ from hyperdp.library import Library
 from hyperdp.lora import Weights, pick
 from hyperdp.private.evolution_config import EvolutionConfig
 from hyperdp.private.inversion import InversionBundle, conditioned
+from hyperdp.private.readers.hints import without_options
 from hyperdp.private.release import Release
 from hyperdp.private.reweight import adapt_on_public
 
@@ -117,7 +118,8 @@ class World:
     @cached_property
     def public(self) -> Tensor:
         """The public records of `reweighted` and `shared`, float32 [N, C, H, W]."""
-        return read_reference(self.config.public, self.bundle.config.image_shape)[0]
+        with without_options("the recipe's `public`"):
+            return read_reference(self.config.public, self.bundle.config.image_shape)[0]
 
     def settings(self, cell: Cell) -> Any:
         """A cell's settings: its variant's, or those that tuning found best, or the recipe's."""

@@ -85,6 +85,12 @@ def test_reference_by_name_or_path(tmp_path):
     save_images(pictures(4, 1), tmp_path)
     images, apart = read_reference(str(tmp_path), (1, 12, 12))
     assert (images.shape, apart) == ((4, 1, 12, 12), None)
+    inverted, _ = read_reference(str(tmp_path), (1, 12, 12), invert=True)
+    torch.testing.assert_close(inverted, -images)
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"notes\.txt"):
+        read_reference(str(tmp_path), (1, 12, 12))
+    assert len(read_reference(str(tmp_path), (1, 12, 12), skip_unreadable=True)[0]) == 4
     with pytest.raises(UsageError):
         read_reference("no-such-set", (1, 28, 28))
 

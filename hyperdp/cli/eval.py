@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,16 @@ def eval_command(
             show_default=False,
         ),
     ] = None,
+    image_column: o.ImageColumn = None,
+    skip_unreadable: o.SkipUnreadable = False,
+    invert: Annotated[
+        bool,
+        typer.Option(
+            "--invert",
+            help="Make dark light in the real images, as the release did whose certificate says "
+            "that they were inverted.",
+        ),
+    ] = False,
     features: Annotated[
         str, typer.Option(help="Features: efficientnet-lite0, inception, clip or dino.")
     ] = "efficientnet-lite0",
@@ -81,10 +92,14 @@ def eval_command(
     with Console(stderr=True).status("reading images"):
         images = read_generated(generated)
         shape = (images.shape[1], images.shape[2], images.shape[3])
-        real, apart = read_reference(reference, shape)
+        read = partial(
+            read_reference, image_column=image_column, skip_unreadable=skip_unreadable,
+            invert=invert,
+        )  # fmt: skip
+        real, apart = read(reference, shape)
         if held_out is not None:
-            apart, _ = read_reference(str(held_out), shape)
-        private = None if train is None else read_reference(train, shape)[0]
+            apart, _ = read(str(held_out), shape)
+        private = None if train is None else read(train, shape)[0]
     with Console(stderr=True).status("extracting features"):
         found = measure(images, real, apart, extractor, train=private, intervals=intervals)
     warning = None if public_reference else NOT_PRIVATE
