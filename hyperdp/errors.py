@@ -16,6 +16,15 @@ class HyperdpError(Exception):
         super().__init__(f"expected {expected}; found {found}. {todo}")
 
 
+def printable(text: str) -> str:
+    """A text whose control characters are spelt out, so that none of them reaches a terminal.
+
+    Args:
+        text: of a file that others have written, say.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UsageError(HyperdpError):
     """Bad arguments (exit code 2)."""
 

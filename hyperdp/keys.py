@@ -6,6 +6,7 @@ else $XDG_CONFIG_HOME/hyperdp, else ~/.config/hyperdp.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import json
@@ -13,6 +14,8 @@ import os
 import secrets
 import tempfile
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +205,28 @@ def known_name(dataset: str) -> str | None:
     return path.read_bytes().decode("utf-8", "replace") if path.is_file() else None
 
 
+@contextmanager
+def alone(name: str, *, wait: bool = True) -> Iterator[bool]:
+    """Be the only one in this account, of those who ask by the same name, while the context lasts.
+
+    Args:
+        name: a file's.
+        wait: for the other one to be done.
+
+    Yields:
+        Whether nobody else is there; always, after a wait.
+    """
+    folder = config_dir() / "locks"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / name).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 def note_step(run: str, step: int) -> None:
     """Note, durably, that a run has kept its state after a step.
 
@@ -223,6 +248,7 @@ def noted_step(run: str) -> int:
 def forget_run(run: str) -> None:
     """Take away what was noted of a run that is over."""
     (config_dir() / "runs" / run).unlink(missing_ok=True)
+    (config_dir() / "locks" / run).unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -139,8 +139,6 @@ class Ledger(SealedLog):
         """
         accounting.check_declared(event, budget, delta_discretisation)
         name = keys.dataset_fingerprint(dataset)
-        _refuse_overlap(dataset, name)
-        keys.remember_name(name, dataset)
         body = {
             **vars(budget),
             "event": accounting.event_to_json(event),
@@ -148,7 +146,10 @@ class Ledger(SealedLog):
             "bundle_hash": bundle_hash,
             "purpose": purpose,
         }
-        with self.open() as chain:
+        # Two paths that overlap, in two ledgers perhaps, one after the other.
+        with keys.alone("reserve"), self.open() as chain:
+            _refuse_overlap(dataset, name)
+            keys.remember_name(name, dataset)
             account = _account(chain, name)
             if account is None:
                 account = Account(cap=budget)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, get_type_hints
 
 from hyperdp import keys
-from hyperdp.errors import VerificationError
+from hyperdp.errors import VerificationError, printable
 
 SIGNATURE_FIELDS = ("public_key", "signature")
 
@@ -95,6 +95,10 @@ class Claim:
     claimed: str
     recomputed: str
 
+    def __post_init__(self) -> None:
+        for name in ("name", "claimed", "recomputed"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+
     @classmethod
     def checked(cls, name: str, claimed: object, recomputed: object, holds: bool) -> Claim:
         """A claim that holds.
@@ -110,5 +114,7 @@ class Claim:
 def failed(expected: str, found: str) -> VerificationError:
     """The error of every claim that does not hold."""
     return VerificationError(
-        expected=expected, found=found, todo="Do not rely on this release; obtain the original."
+        expected=printable(expected),
+        found=printable(found),
+        todo="Do not rely on this release; obtain the original.",
     )

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr
 
+MOST_STEPS = 10**6  # T that is still computed with
+MOST_UNITS = 10**12  # n, of which a sampling probability is made
 _POINTS = 2**18  # of the grid
 _TAILS = 14.0  # standard deviations of the composed loss inside the grid
 
@@ -54,23 +56,46 @@ def _one_way(
 ) -> float:
     mean, std = _moments(sigma, q, removing=removing)
     # Room for the composed loss on either side, and for the bulk of one step's.
-    reach = steps * abs(mean) + _TAILS * (math.sqrt(steps) * std + 1 / sigma + 1 / sigma**2) + 1.0
+    farthest = float(_loss(np.array([1 + _TAILS * sigma]), sigma, q)[0])
+    reach = steps * abs(mean) + _TAILS * math.sqrt(steps) * std + farthest + 0.1
     reach += mu**2 / 2 + _TAILS * mu
     width = 2 * reach / _POINTS
     grid = (np.arange(_POINTS) - _POINTS // 2) * width  # losses, ascending
     edges = np.concatenate([grid - width / 2, grid[-1:] + width / 2])
     mass = np.diff(_cdf(edges, sigma, q, removing=removing))
-    beyond = max(0.0, 1.0 - float(mass.sum()))  # of one step; all of it is counted into δ
+    # Of one step; all of it is counted into δ. From its ends: 1 - Σ is rounding, T times over.
+    beyond = _beyond(edges[[0, -1]], sigma, q, removing=removing)
+    mass /= mass.sum()
     shift = mean - float(mass @ grid)
-    transformed = np.fft.rfft(np.fft.ifftshift(mass)) ** steps
+    transformed = _power(np.fft.ifftshift(mass), steps)
     # The loss of a release is N(μ²/2, μ²) (Dong, Roth & Su 2022), whose transform is known.
     angle = 2 * math.pi * np.fft.rfftfreq(_POINTS, width)
     transformed *= np.exp(-1j * angle * mu**2 / 2 - (angle * mu) ** 2 / 2)
     composed: NDArray[np.float64] = np.maximum(
         np.fft.fftshift(np.fft.irfft(transformed, _POINTS)), 0.0
     )
-    losses = np.asarray(grid + steps * shift, dtype=np.float64)
+    # The rounded steps' sum may have drifted off the grid and in again at its other end.
+    drift = round(steps * shift / width)
+    losses = np.asarray(grid + (steps * shift - drift * width), dtype=np.float64)
+    composed = np.roll(composed, drift)
     return _epsilon_at(losses, composed, delta - steps * beyond)
+
+
+def _power(mass: NDArray[np.float64], steps: int) -> NDArray[np.complex128]:
+    """The T-th power of the transform of a mass, of which most is at index 0.
+
+    By way of log(1 + z) with z the transform of what is elsewhere, less what is missing at 0:
+    rounding of the transform itself, T times over, would be larger than a small δ.
+    """
+    moved = mass.copy()
+    moved[0] = -mass[1:].sum()
+    z = np.fft.rfft(moved)
+    whole = np.hypot(1 + z.real, z.imag)
+    with np.errstate(divide="ignore"):  # -inf where the transform is 0
+        near = 0.5 * np.log1p(z.real * (2 + z.real) + z.imag**2)
+        log = np.where(whole > 0.5, near, np.log(whole))
+    size = np.exp(steps * log)
+    return np.asarray(size * np.exp(1j * steps * np.arctan2(z.imag, 1 + z.real)))
 
 
 def _moments(sigma: float, q: float, *, removing: bool) -> tuple[float, float]:
@@ -93,16 +118,31 @@ def _loss(x: NDArray[np.float64], sigma: float, q: float) -> NDArray[np.float64]
     return result
 
 
-def _cdf(losses: NDArray[np.float64], sigma: float, q: float, *, removing: bool) -> NDArray:  # type: ignore[type-arg]
-    """P[loss <= l]. The loss is a monotone function of x, so this is a Gaussian's."""
+def _at(losses: NDArray[np.float64], sigma: float, q: float, *, removing: bool) -> NDArray:  # type: ignore[type-arg]
+    """The x of a loss, which is a monotone function of it: rising where `removing`."""
     signed = losses if removing else -losses
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         # Where log((1-q) + q exp(…)) = l; a large l by itself, as its exponential overflows.
         inside = np.where(signed > 30, signed, np.log(np.maximum(np.expm1(signed) + q, 0.0)))
-        x = sigma**2 * (inside - np.log(q)) + 0.5  # -inf below the smallest loss, log(1-q)
+        x: NDArray[np.float64] = sigma**2 * (inside - np.log(q)) + 0.5
+    return x  # -inf below the smallest loss, log(1-q)
+
+
+def _cdf(losses: NDArray[np.float64], sigma: float, q: float, *, removing: bool) -> NDArray:  # type: ignore[type-arg]
+    """P[loss <= l]: a Gaussian's, or two Gaussians'."""
+    x = _at(losses, sigma, q, removing=removing)
     if removing:
         return (1 - q) * ndtr(x / sigma) + q * ndtr((x - 1) / sigma)  # type: ignore[no-any-return]
     return np.exp(log_ndtr(-x / sigma))  # type: ignore[no-any-return]
+
+
+def _beyond(ends: NDArray[np.float64], sigma: float, q: float, *, removing: bool) -> float:
+    """P[loss <= the first end, or > the second], each tail by itself."""
+    low = _cdf(ends[:1], sigma, q, removing=removing)
+    x = _at(ends[1:], sigma, q, removing=removing)
+    two = (1 - q) * ndtr(-x / sigma) + q * ndtr((1 - x) / sigma)
+    high = two if removing else ndtr(x / sigma)
+    return float(low[0] + high[0])
 
 
 def _epsilon_at(losses: NDArray[np.float64], mass: NDArray[np.float64], delta: float) -> float:

@@ -16,7 +16,7 @@ from hyperdp import accounting
 from hyperdp.adapter_files import ADAPTER_FILES, PEFT_PREFIX, PIPELINE_FILE
 from hyperdp.budget import PrivacyBudget
 from hyperdp.statement import Claim, failed
-from hyperdp.subsampled import subsampled_epsilon
+from hyperdp.subsampled import MOST_STEPS, subsampled_epsilon
 from hyperdp.training_certificate import SteppedStatement, TrainingCertificate
 
 MOST_DELTA = 0.5  # of a certificate: beyond it, nothing is promised
@@ -125,7 +125,7 @@ def check_steps(c: SteppedStatement) -> list[Claim]:
     PrivacyBudget(epsilon=c.epsilon, delta=c.delta, adjacency=c.adjacency, unit=c.unit)  # type: ignore[arg-type]
     q, sigma = c.sampling_probability, c.noise_multiplier
     # Bounds that keep what follows within time and memory, whoever wrote the certificate.
-    if not (0.05 <= sigma <= 1e4 and 1 <= c.steps <= 10**6 and 1e-30 <= c.delta <= MOST_DELTA):
+    if not (0.05 <= sigma <= 1e4 and 1 <= c.steps <= MOST_STEPS and 1e-30 <= c.delta <= MOST_DELTA):
         bounds = "0.05 <= noise multiplier <= 10^4, 1 <= steps <= 10^6, 1e-30 <= delta <= 1/2"
         raise failed(bounds, "other numbers")
     if not (1 <= c.expected_batch <= c.size and 0 < c.clip_norm < math.inf):
@@ -165,28 +165,40 @@ def check_steps(c: SteppedStatement) -> list[Claim]:
 def _total(c: TrainingCertificate) -> list[Claim]:
     """ε of the steps and of the release that they started from, together."""
     own = accounting.event_from_json(c.event)
+    _check_start(c)  # first: what follows takes memory by what the start says of itself
     before = [accounting.event_from_json(c.start_event)] if c.start_event else []
-    if not 0 <= c.start_delta_discretisation < c.total_delta:
-        raise failed("0 <= the lattice's delta < the total delta", "other numbers")
+    if not 0 <= c.start_delta_discretisation < c.total_delta <= MOST_DELTA:
+        raise failed("0 <= the lattice's delta < the total delta <= 1/2", "other numbers")
     total = accounting.epsilon([*before, own], c.total_delta - c.start_delta_discretisation)
-    holds = total <= c.total_epsilon + _PLD_TOLERANCE and c.total_delta >= c.delta
-    claim = Claim.checked("epsilon with the start", c.total_epsilon, total, holds)
-    return [claim, *_with_the_start(c)]
+    holds = total <= c.total_epsilon + _PLD_TOLERANCE
+    return [
+        Claim.checked(
+            "delta with the start", c.total_delta, f">= {c.delta:g}", c.total_delta >= c.delta
+        ),
+        Claim.checked("epsilon with the start", c.total_epsilon, total, holds),
+        *_with_the_start(c),
+    ]
+
+
+def _check_start(c: TrainingCertificate) -> None:
+    """Refuses a start that is no release, or one of so little noise that ε has no bound in time."""
+    if not c.start_event:
+        return
+    tau = c.start_event.get("noise_multiplier")
+    if c.start_event.get("type") != "gaussian" or not isinstance(tau, float) or not tau >= 0.02:
+        raise failed("a start by one Gaussian release of noise multiplier >= 0.02", "another start")
 
 
 def _with_the_start(c: TrainingCertificate) -> list[Claim]:
     """ε of release and steps together by Fourier transforms, where the start was a release."""
     if not c.start_event:
         return []
-    tau = c.start_event.get("noise_multiplier")
-    if c.start_event.get("type") != "gaussian" or not isinstance(tau, float) or not tau >= 0.02:
-        raise failed("a start by one Gaussian release of noise multiplier >= 0.02", "another start")
     estimate = subsampled_epsilon(
         c.noise_multiplier,
         c.sampling_probability,
         c.steps,
         c.total_delta - c.start_delta_discretisation,
-        release_multiplier=tau,
+        release_multiplier=float(c.start_event["noise_multiplier"]),
     )
     slack = _FOURIER_TOLERANCE * max(1.0, c.total_epsilon)
     holds = estimate <= c.total_epsilon + slack

@@ -31,7 +31,10 @@ from hyperdp.vote_certificate import IMAGES_FILE, VoteCertificate, check_votes
 Signed: TypeAlias = Certificate | TrainingCertificate | VoteCertificate | ClassifierCertificate
 """The certificate of a release, of a fit, of votes, or of a classifier."""
 
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".onnx"}
+_WEIGHTS = {
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".npy", ".onnx", ".pkl",
+    ".pickle", ".h5", ".hdf5", ".msgpack", ".joblib", ".zip", ".tar",
+}  # fmt: skip
 _PLD_TOLERANCE = 1e-6  # up to ε = 16; beyond, the intervals and their error grow
 
 
@@ -57,6 +60,10 @@ def verify(
         if isinstance(error, VerificationError):
             raise
         raise failed("a certificate whose numbers are legal", str(error)) from error
+    except (MemoryError, OverflowError) as error:
+        raise failed("a certificate whose numbers can be computed with", str(error)) from error
+    promise = f"({c.epsilon:g}, {c.delta:g})-DP, {c.adjacency}, one {c.unit}"
+    claims.insert(1, Claim(name="promise", claimed=promise, recomputed="signed"))
     if public_key is not None and public_key != c.public_key:
         raise failed(f"a signature by {public_key}", c.public_key)
     if ledger is not None:
@@ -71,12 +78,16 @@ def _refuse_others(folder: Path, covered: Sequence[str]) -> None:
     """Refuse weights beside or below a certificate that says nothing of them: nobody vouches.
 
     Raises:
-        VerificationError: there are such files.
+        VerificationError: there are such files, or a link to a folder, where some could be.
     """
     others = sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if (path.suffix.lower() in _WEIGHTS or path.name.startswith("adapter_"))
+        if (
+            path.suffix.lower() in _WEIGHTS
+            or path.name.startswith("adapter_")
+            or (path.is_symlink() and path.is_dir())
+        )
         and not (path.parent == folder and path.name in covered)
     )
     if others:
@@ -224,6 +235,8 @@ def ledger_entries(path: Path, *, public_key: str) -> list[dict[str, Any]]:
         export = json.loads(data)
         entries: list[dict[str, Any]] = export["entries"]
         signed = {k: v for k, v in export.items() if k not in SIGNATURE_FIELDS}
+        if not all(_is_entry(entry) for entry in entries):
+            raise TypeError
         holds = keys.canonical_json(export) == data and keys.signature_holds(
             keys.canonical_json(signed), public_key=public_key, signature=export["signature"]
         )
@@ -232,6 +245,14 @@ def ledger_entries(path: Path, *, public_key: str) -> list[dict[str, Any]]:
     if not holds or export["public_key"] != public_key:
         raise failed("an export signed by the certificate's key, unchanged", "another")
     return entries
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a value of an export has the fields of `hyperdp.chain.Entry`, of their types."""
+    types = {"seq": int, "time": str, "kind": str, "dataset": str, "body": dict, "seal": str}
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(name), kind) for name, kind in types.items()
+    )
 
 
 def _no_ledger(path: Path, found: str) -> UsageError:

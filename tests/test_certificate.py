@@ -49,9 +49,9 @@ def copy(made, tmp_path):
 def test_verify_recomputes_every_claim(made):
     claims = {c.name: c for c in verify(made / "out", ledger=made / "ledger.db")}
     assert float(claims["epsilon (PLD)"].recomputed) == pytest.approx(1.0, abs=1e-6)
-    assert len(claims) == 13
-    assert len(verify(made / "out", ledger=made / "export.json")) == 13
-    assert len(verify(made / "out")) == 12
+    assert len(claims) == 14
+    assert len(verify(made / "out", ledger=made / "export.json")) == 14
+    assert len(verify(made / "out")) == 13
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "cat/adapter_config.json", "x.PT"])

@@ -144,7 +144,7 @@ def test_verify_holds_a_release_to_an_export(made, tmp_path, capsys):
     export = tmp_path / "export.json"
     assert run(["ledger", "export", "-o", str(export)]) == 0
     assert run(["verify", str(made), "--ledger", str(export)]) == 0
-    assert "all 13 claims hold" in capsys.readouterr().out
+    assert "all 14 claims hold" in capsys.readouterr().out
     assert run(["verify", str(made), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["verified"] is True
 

@@ -11,9 +11,10 @@ from dp_accounting import dp_event, get_epsilon_gaussian
 from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 from scipy import stats
 
+from hyperdp import accounting
 from hyperdp.budget import PrivacyBudget
 from hyperdp.errors import UsageError
-from hyperdp.private.learners.calibrate import calibrate
+from hyperdp.private.learners.calibrate import calibrate, training_event
 from hyperdp.private.learners.clipping import clipped_sum
 from hyperdp.private.learners.config import FitConfig, Pace
 from hyperdp.private.learners.dpsgd import DpSgd, FfaLora, Optimizer
@@ -104,6 +105,16 @@ def test_epsilon_by_fourier_transforms_is_the_gaussian_s_without_sampling():
         exact = get_epsilon_gaussian(sigma / math.sqrt(steps), 1e-5)
         assert subsampled_epsilon(sigma, 1.0, steps, 1e-5) == pytest.approx(exact, abs=1e-4)
     assert subsampled_epsilon(2.0, 0.1, 10, 1e-5) < subsampled_epsilon(2.0, 0.2, 10, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "q", "sigma", "delta"),
+    [(10**6, 1e-5, 0.7, 1e-10), (10**6, 1e-4, 1.0, 1e-8), (3 * 10**5, 1e-4, 0.8, 1e-9)],
+)
+def test_epsilon_of_very_many_steps_agrees_by_both_ways(steps, q, sigma, delta):
+    """Rounding of the transform, T times over, and steps that drift off the grid, were ε = 40."""
+    bound = accounting.pld_epsilon([training_event(sigma, q, steps)], delta)
+    assert 0.9 * bound <= subsampled_epsilon(sigma, q, steps, delta) <= bound + 1e-3
 
 
 def test_a_budget_out_of_reach_is_refused():

@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from hyperdp import __version__
 from hyperdp.cli._lazy import LazyCommand, LazyGroup
-from hyperdp.errors import HyperdpError, UsageError
+from hyperdp.errors import HyperdpError, UsageError, printable
 
 EXIT_FAULT = 1
 EXIT_USAGE = 2
@@ -175,5 +175,6 @@ def _complain(message: str, code: int) -> int:
     """Print to stderr, in red where that is a terminal, and hand back the exit code."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print("error:", style="bold red", end=" ")
-    console.print(message, markup=False)
+    lines = [printable(line) for line in message.split("\n")]
+    console.print("\n".join(lines), markup=False)
     return code

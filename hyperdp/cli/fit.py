@@ -88,7 +88,7 @@ def fit_command(
             show_default=False,
         ),
     ] = None,
-    microbatch: Annotated[int, typer.Option(help="Records in memory at once.")] = 32,
+    microbatch: Annotated[int, typer.Option(min=1, help="Records in memory at once.")] = 32,
     device: OnDevice = "cpu",
     image_column: o.ImageColumn = None,
     text_column: o.TextColumn = None,

@@ -89,7 +89,7 @@ def private_command(
         float | None, typer.Option(show_default=False, rich_help_panel=_REFINE_PANEL)
     ] = None,
     microbatch: Annotated[
-        int, typer.Option(help="Records in memory at once.", rich_help_panel=_REFINE_PANEL)
+        int, typer.Option(min=1, help="Records in memory at once.", rich_help_panel=_REFINE_PANEL)
     ] = 32,
     device: OnDevice = "cpu",
     public: PublicRecords = None,

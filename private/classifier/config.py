@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 
 from hyperdp.classifier_certificate import config_hash
 from hyperdp.errors import UsageError
 from hyperdp.private.classifier.network import NetworkConfig
+from hyperdp.subsampled import MOST_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +43,11 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         legal = {
             "batch_size >= 1": self.batch_size >= 1,
-            "steps >= 1": self.steps >= 1,
-            "lr > 0": self.lr > 0,
+            f"1 <= steps <= {MOST_STEPS:,}": 1 <= self.steps <= MOST_STEPS,
+            "lr > 0": 0 < self.lr < math.inf,
             "multiplicity >= 0": self.multiplicity >= 0,
             "0 <= pad < side of the image": 0 <= self.pad < min(self.network.image_shape[1:]),
-            "clip_norm > 0": self.clip_norm > 0,
+            "clip_norm > 0": 0 < self.clip_norm < math.inf,
             "0 <= ema < 1": 0 <= self.ema < 1,
         }
         for rule, holds in legal.items():

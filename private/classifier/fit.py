@@ -21,7 +21,7 @@ from hyperdp.budget import PrivacyBudget
 from hyperdp.certificate import CERTIFICATE_FILE
 from hyperdp.chain import Entry
 from hyperdp.classifier_certificate import CLASSIFIER_FILES, ClassifierCertificate
-from hyperdp.errors import DataError, HyperdpError, UsageError
+from hyperdp.errors import DataError, HyperdpError, UsageError, VerificationError
 from hyperdp.ledger import Ledger
 from hyperdp.private.class_names import check_classes
 from hyperdp.private.classifier.config import ClassifierConfig
@@ -147,6 +147,12 @@ def fit_classifier(
             speed=speed,
             progress=progress,
         )
+        if not all(bool(weight.isfinite().all()) for weight in weights.values()):
+            raise VerificationError(
+                expected="weights that are finite",
+                found="some that are not",
+                todo="Lower the learning rate; the budget is spent.",
+            )
         tensors = tensors_to_bytes({name: w.contiguous() for name, w in weights.items()})
         about = {
             "classes": names,

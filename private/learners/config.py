@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from hyperdp.errors import UsageError, settings_error
+from hyperdp.subsampled import MOST_STEPS, MOST_UNITS
 
 Start = Literal["fresh", "public-mean", "spectral"]
 
@@ -55,6 +56,8 @@ class FitConfig:
         counts = ("expected_batch", "steps", "rank", "draws", "dims", "size")
         legal = {
             **{f"{name} >= 1": getattr(self, name) >= 1 for name in counts},
+            f"steps <= {MOST_STEPS:,}": self.steps <= MOST_STEPS,
+            f"size <= {MOST_UNITS:,}": self.size <= MOST_UNITS,
             "0 < clip_norm": 0 < self.clip_norm < math.inf,
             "0 < lr": 0 < self.lr < math.inf,
             "0 < b_lr_ratio": 0 < self.b_lr_ratio < math.inf,
@@ -66,7 +69,7 @@ class FitConfig:
             raise settings_error(self, broken)
         if self.expected_batch > self.size:
             raise UsageError(
-                expected=f"an expected batch of at most the dataset's public size, {self.size}",
+                expected=f"at most the dataset's public size, {self.size}, as the batch",
                 found=f"{self.expected_batch}",
                 todo="Take a smaller batch; at the size itself every step reads every unit.",
             )

@@ -51,7 +51,13 @@ class RunFolder:
         return (self.path / _STATE).exists()
 
     def save(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Keep the state after a step, in one step that a kill cannot halve."""
+        """Keep the state after a step, in one step that a kill cannot halve.
+
+        Raises:
+            BudgetRefusedError: as many steps were taken elsewhere, by a copy of this folder.
+        """
+        if step and step <= (last := keys.noted_step(self.run_id)):
+            raise self._refusal(f"one of step {last}, which another process took for this run")
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         data = tensors_to_bytes({**whole, _STEP: torch.tensor(step)})
         keys.write_durably(self.path / _STATE, self._seal(data) + data)
@@ -121,11 +127,7 @@ def run_folder(out: Path, settings: dict[str, Any]) -> Iterator[RunFolder]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(
-                expected=f"one process at a time for {out}",
-                found="another that is running",
-                todo="Wait for it, or choose another folder.",
-            ) from None
+            raise _busy(out) from None
         # What a kill left of a write: released state that no run will go on from.
         for draft in path.glob(f".{_STATE}.*"):
             draft.unlink()
@@ -143,7 +145,18 @@ def run_folder(out: Path, settings: dict[str, Any]) -> Iterator[RunFolder]:
                 todo=f"Give the same command to go on with it, or choose another folder. To give "
                 f"it up remove {path}; what it reserved stays spent.",
             )
-        yield RunFolder(path=path, run_id=body["run_id"])
+        with keys.alone(body["run_id"], wait=False) as own:  # whatever was copied or removed here
+            if not own:
+                raise _busy(out)
+            yield RunFolder(path=path, run_id=body["run_id"])
+
+
+def _busy(out: Path) -> UsageError:
+    return UsageError(
+        expected=f"one process at a time for {out}",
+        found="another that is running",
+        todo="Wait for it, or choose another folder.",
+    )
 
 
 def flatten(*, rule: dict[str, Tensor], **adapters: Weights) -> dict[str, Tensor]:
