@@ -56,7 +56,7 @@ class RunFolder:
         Raises:
             BudgetRefusedError: as many steps were taken elsewhere, by a copy of this folder.
         """
-        if step and step <= (last := keys.noted_step(self.run_id)):
+        if 0 < step <= (last := keys.noted_step(self.run_id)):
             raise self._refusal(f"one of step {last}, which another process took for this run")
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         data = tensors_to_bytes({**whole, _STEP: torch.tensor(step)})
