@@ -40,5 +40,9 @@ def test_bad_words_are_refused(words, capsys):
     assert "dpsgd, ffa, projected, prism, anadp" in capsys.readouterr().err
     assert run([*words, "--batch", "9"]) == 2
     assert "public size, 8" in capsys.readouterr().err
+    assert run([*words, "--method", "prism", "--optimizer", "sgd", "--start", "public-mean"]) == 2
+    assert "found --optimizer. Leave" in capsys.readouterr().err
+    assert run([*words, "--start", "spectral", "--init", "nowhere"]) == 2
+    assert "found --start. Leave" in capsys.readouterr().err
     assert run(["fit", "--help"]) == 0
     assert "Example: hyperdp fit" in " ".join(capsys.readouterr().out.split())

@@ -131,6 +131,7 @@ def fit_command(
         dims=dims,
         target_modules=tuple(target_module) if target_module else None,
     )
+    _check_used(method=method, optimizer=optimizer, start=start, init=init)
     unit: Literal["record", "user"] = "record" if unit_column is None else "user"
     budget = PrivacyBudget(epsilon=epsilon, delta=delta, unit=unit)
     loaded = on_device(open_bundle(bundle), device)
@@ -193,3 +194,17 @@ def fit_command(
         typer.echo(f"with the release it started from: epsilon {c.total_epsilon:.4g}")
     typer.echo(next_step(loaded, out))
     typer.echo(f"Check it with `{command('verify', out)}`.")
+
+
+def _check_used(*, method: str, optimizer: str, start: str, init: Path | None) -> None:
+    """Refuses options that would stand in the certificate and change nothing."""
+    unused = {
+        "--start": init is not None and start != "fresh",
+        "--optimizer": method == "prism" and optimizer != "adamw",
+    }
+    if given := [option for option, there in unused.items() if there]:
+        raise UsageError(
+            expected="options that are used: --init is the start, and prism has steps of its own",
+            found=" and ".join(given),
+            todo="Leave it out.",
+        )
