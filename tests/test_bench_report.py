@@ -89,6 +89,7 @@ def test_the_page_holds_the_rows_and_needs_nothing_beside_itself(
     gain = next(r for r in rows if r.metric == "recovered_gain" and r.method == "public_mean")
     assert gain.value == pytest.approx(0.2)
     assert "recovers 0.2" in words
+    assert "ε\u00a0=\u00a00.2" in text and "\u00a0±\u00a0" in text  # no line ends in there
     assert text.count('class="private"') == 2  # records, and a model trained without privacy
     assert "not measured yet" not in words
 
