@@ -154,6 +154,7 @@ def test_the_commands_lead_from_jsonl_to_an_adapter(tmp_path: Path):
     more = ["--public", str(public), "--public-steps", "2", "-o", str(tmp_path / "on")]
     told = run(app, ["emit", str(tmp_path / "r"), *bundle, *more])
     assert told.exit_code == 0, told.output
+    assert "raised the perplexity" in told.output
     plain, trained = (load_peft(tmp_path / name / "ham") for name in ("a", "on"))
     assert not any(torch.equal(plain[name][1], trained[name][1]) for name in plain)
 

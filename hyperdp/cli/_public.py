@@ -25,7 +25,7 @@ PublicRecords = Annotated[
         "--public",
         help="Public records (never private ones: they are read without privacy). The adapter "
         "is trained on, on those of them that the release points at. Minutes instead of a "
-        "second; clearly better for a labelled release.",
+        "second; clearly better for a labelled release of images, worse for texts.",
         show_default=False,
     ),
 ]
@@ -130,6 +130,12 @@ def read_public(
     )
     with without_options("--public", label="--public-label-column"):
         if isinstance(bundle, TextBundle):
+            typer.echo(
+                "warning: of documents, steps on public ones raised the perplexity of mail and "
+                "songs alike, as the few that a release points at are learnt by heart (text-rivals "
+                "in docs/benchmarks.md). Compare with an adapter without --public.",
+                err=True,
+            )
             encode = bundle.base.tokenizer.encode
             texts = list(
                 open_text_dataset(source, encode=encode, label_column=label_column).records()
