@@ -43,7 +43,8 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         legal = {
             "batch_size >= 1": self.batch_size >= 1,
-            f"1 <= steps <= {MOST_STEPS:,}": 1 <= self.steps <= MOST_STEPS,
+            "steps >= 1": self.steps >= 1,
+            f"steps <= {MOST_STEPS:,}": self.steps <= MOST_STEPS,
             "lr > 0": 0 < self.lr < math.inf,
             "multiplicity >= 0": self.multiplicity >= 0,
             "0 <= pad < side of the image": 0 <= self.pad < min(self.network.image_shape[1:]),
