@@ -156,7 +156,8 @@ def write_images(
             raise UsageError(
                 expected=f"at least {LEAST} records to train on and {LEAST} held out",
                 found=f"{counts[0]} and {counts[1]}",
-                todo="Give more data, or name other labels with --held-out.",
+                todo="Give more data, or name other labels with --held-out. Copies of one image "
+                "are all on one side.",
             )
         np.savez(temporary / "index.npz", label=labels, split=split)
         told = {

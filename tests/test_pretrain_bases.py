@@ -40,9 +40,9 @@ def test_records_are_fitted_to_the_base():
 
 def test_records_of_another_shape_than_the_base_s_are_refused(tmp_path: Path):
     def own(channels: int, size: int) -> ImageWorld:
-        pixels = np.zeros((channels, size, size), np.float32)
-        folder = tmp_path / f"{channels}-{size}"
-        return ImageWorld(write_images([(pixels, None)] * 200, folder, (channels, size, size)))
+        shape = (channels, size, size)
+        images = [(np.full(shape, i / 128 - 1, np.float32), None) for i in range(200)]
+        return ImageWorld(write_images(images, tmp_path / f"{channels}-{size}", shape))
 
     check_fits(own(3, 16), (3, 16, 16))
     check_fits(own(1, 16), (3, 16, 16))  # as private grey images are read
