@@ -152,16 +152,16 @@ def list_files(root: Path) -> list[Path]:
                 continue
             if entry.is_symlink():
                 _check_link(path, top)
-            if _is_folder(path):
+            if _is_folder(entry):
                 entering.append((path, (*above, here)))
             elif _may_be_record(entry.name):
                 found.append(path)
     return sorted(found)
 
 
-def _is_folder(path: Path) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        return path.is_dir()
+        return entry.is_dir()
     except OSError:  # a file then, which cannot be read
         return False
 
